@@ -1,0 +1,104 @@
+"""Evidence is gathered once: it is kept beside the tables until one of them changes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gradexp.analysis.decay import Depth
+from gradexp.analysis.evidence import (
+    Curve,
+    Evidence,
+    Gradients,
+    Layers,
+    NonFinite,
+    Probes,
+    Totals,
+    gather,
+)
+from gradexp.errors import RunError
+from gradexp.records import TABLES, RunDir, write_atomically
+
+VERSION = 1  # raised whenever evidence is gathered in another way
+
+T = TypeVar("T", Probes, Depth, Gradients, Curve)
+
+
+def evidence_of(run: RunDir) -> Evidence:
+    """The evidence of a run, from the copy beside its tables when that is up to date."""
+    path = run.path / "evidence.json"
+    key = _key(run)
+    kept = _read(path)
+    if kept.get("key") == key:
+        return _decode(kept["evidence"])
+    encoded = _encode(gather(run))
+    with contextlib.suppress(RunError):  # a report of a read-only directory works without a copy
+        write_atomically(path, json.dumps({"key": key, "evidence": encoded}).encode())
+    return _decode(encoded)
+
+
+def _key(run: RunDir) -> list[int]:
+    """The state of all tables: their sizes and times of change."""
+    key = [VERSION]
+    for table in TABLES:
+        try:
+            stat = run.table_path(table).stat()
+        except FileNotFoundError:
+            key += [0, 0]
+        else:
+            key += [stat.st_size, stat.st_mtime_ns]
+    return key
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The kept copy; empty when there is none or it is damaged: it can always be made again."""
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads(path.read_bytes()))
+    return {}
+
+
+def _encode(evidence: Evidence) -> dict[str, Any]:
+    """Plain data; arrays keep six significant digits."""
+    return {name: _plain(part) for name, part in asdict(evidence).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, np.ndarray):
+        rounded = np.array([float(f"{x:.6g}") for x in value.ravel().tolist()])
+        return rounded.reshape(value.shape).tolist()
+    return value
+
+
+def _decode(plain: dict[str, Any]) -> Evidence:
+    layers = plain["layers"]
+    texts = {name: tuple(layers[name]) for name in ("layer", "kind", "activation", "norm")}
+    totals = plain["totals"] | {"loss_quarters": tuple(plain["totals"]["loss_quarters"])}
+    depth = len(layers["layer"])
+    return Evidence(
+        Layers(**texts, units=np.array(layers["units"], dtype=np.float64)),
+        _arrays(Probes, plain["probes"], depth),
+        _arrays(Depth, plain["depth"], None),
+        _arrays(Gradients, plain["gradients"], depth),
+        _arrays(Curve, plain["curve"], None),
+        Totals(**totals),
+        NonFinite(**plain["non_finite"]) if plain["non_finite"] else None,
+    )
+
+
+def _arrays(cls: type[T], plain: dict[str, Any], depth: int | None) -> T:
+    """Lists back as arrays: `step` and all columns without layers have one dimension."""
+    return cls(
+        **{
+            field.name: np.array(plain[field.name], dtype=np.float64).reshape(
+                (-1,) if depth is None or field.name == "step" else (len(plain["step"]), depth)
+            )
+            for field in fields(cls)
+        }
+    )

@@ -1,0 +1,41 @@
+"""How far a run learned, whatever its number of classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradexp.analysis.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How far training came.
+
+    Attributes:
+        classes: units of the last layer.
+        skill: share of the way from chance to perfect training accuracy (Heidke skill score).
+        gain: share of ln(classes), the loss of a constant guess, that training removed.
+        recent_gain: share of the third quarter's loss that the last quarter removed.
+    """
+
+    classes: int
+    skill: float
+    gain: float
+    recent_gain: float
+
+
+def learning(evidence: Evidence) -> Learning:
+    """Skill and gain at the end of training; nan where no step was made."""
+    classes = max(2, int(evidence.layers.units[-1])) if len(evidence.layers) else 2
+    third, last = evidence.totals.loss_quarters[2:]
+    chance = 1 / classes
+    with np.errstate(divide="ignore", invalid="ignore"):
+        recent_gain = float(1 - np.divide(last, third))
+    return Learning(
+        classes=classes,
+        skill=(evidence.totals.train_accuracy - chance) / (1 - chance),
+        gain=1 - last / float(np.log(classes)),
+        recent_gain=recent_gain,
+    )

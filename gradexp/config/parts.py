@@ -1,0 +1,113 @@
+"""From registry entries to pydantic types: the signature of a factory is the schema of its part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    create_model,
+    model_validator,
+)
+from pydantic_core import CoreSchema
+
+from gradexp.errors import ConfigError
+from gradexp.registry import Entry, Registry
+
+
+class Strict(BaseModel):
+    """Settings that refuse unknown keys and wrong types, and never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+
+
+class Choice(Strict):
+    """Settings that belong to one registry entry."""
+
+    entry: ClassVar[Entry[Any]]
+
+    def make(self) -> Any:
+        """What the registered factory returns for these options."""
+        options = {option.name: getattr(self, option.name) for option in self.entry.options}
+        return self.entry.factory(**options)
+
+    @model_validator(mode="after")
+    def _options_fit_together(self) -> Choice:
+        as_value_error(self.make)
+        return self
+
+
+class Part(Choice):
+    """One part by name, its options beside the name."""
+
+    name: str
+
+
+Base = TypeVar("Base", bound=Choice)
+
+
+def as_value_error(call: Callable[[], object], key: str = "") -> None:
+    """Turn the program's own error into one that pydantic collects; `key` says what it is about."""
+    try:
+        call()
+    except ConfigError as error:
+        raise ValueError(f"{key}{error}") from error
+
+
+def choice(
+    registry: Registry[Any],
+    default: str,
+    *,
+    base: type[Choice] = Part,
+    tag: str = "name",
+    fields: dict[str, Any] | None = None,
+) -> Any:
+    """A field type: a mapping whose `tag` names an entry of the registry, its options beside it.
+
+    A part may also be given as its bare name. Without a tag, the default entry is meant.
+    """
+    types = [_entry_type(entry, base, tag, fields or {}) for entry in registry]
+    union = Annotated[reduce(or_, types), Field(discriminator=tag)] if types[1:] else types[0]
+    short = base is Part
+
+    def normal_form(value: Any) -> Any:
+        if short and isinstance(value, str):
+            return {tag: registry.canonical(value)}
+        if isinstance(value, dict):
+            name = value.get(tag, default)
+            return {**value, tag: registry.canonical(name) if isinstance(name, str) else name}
+        return value
+
+    form = BeforeValidator(normal_form)
+    names = tuple(registry.names())
+    return Annotated[union, form, _BareName(names)] if short else Annotated[union, form]
+
+
+def _entry_type(
+    entry: Entry[Any], base: type[Base], tag: str, fields: dict[str, Any]
+) -> type[Base]:
+    options = {option.name: (option.type, option.default) for option in entry.options}
+    own: dict[str, Any] = {tag: (Literal[entry.name], entry.name), **fields, **options}
+    made: type[Base] = create_model(entry.name, __base__=base, __doc__=entry.help, **own)
+    made.entry = entry
+    return made
+
+
+@dataclass(frozen=True)
+class _BareName:
+    """In the JSON Schema, a part may also be its bare name."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [{"enum": list(self.names), "type": "string"}, handler(schema)]}

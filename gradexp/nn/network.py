@@ -1,0 +1,129 @@
+"""From a blueprint to a torch module: one `Layer` class from which every model is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gradexp.nn.activations import Activation
+from gradexp.nn.blueprint import BlockSpec, Blueprint, LayerSpec
+from gradexp.nn.inits import Fans, Init
+from gradexp.nn.norms import Norm
+from gradexp.nn.residuals import Residual
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The choices that apply to every hidden layer of a model."""
+
+    activation: Activation
+    init: Init
+    norm: Norm | None
+    residual: Residual | None
+    dropout: float = 0.0
+    bias: bool = True
+
+
+class Layer(nn.Module):
+    """Linear map -> norm -> activation -> dropout; pre and post are what `activation` sees.
+
+    A layer that is not hidden (the readout) has an identity for activation: pre = post.
+    """
+
+    def __init__(self, spec: LayerSpec, parts: Parts) -> None:
+        super().__init__()
+        self.spec = spec
+        norm = parts.norm if spec.hidden else None
+        self.map = _linear_map(spec, parts.bias and not (norm and norm.removes_bias))
+        self.norm = norm.module(spec.outputs, spec.kind != "linear") if norm else nn.Identity()
+        self.facts = parts.activation if spec.hidden else Activation(lambda _units: nn.Identity())
+        self.activation = self.facts.module(spec.outputs)
+        self.dropout = nn.Dropout(parts.dropout) if parts.dropout and spec.hidden else nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[n, inputs, ...] to [n, outputs, ...]."""
+        out: Tensor = self.dropout(self.activation(self.norm(self.map(inputs))))
+        return out
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the linear map."""
+        return self.map.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the linear map, if it has one."""
+        return self.map.bias
+
+    def initialize(self, init: Init, generator: torch.Generator) -> None:
+        """Draw weight and bias from the generator, on the CPU, so that all devices begin alike."""
+        slope = self.facts.slope if self.spec.hidden else 1.0
+        fans = Fans(self.spec.fan_in, self.spec.fan_out, slope)
+        with torch.no_grad():
+            init.weight(self.weight, fans, generator)
+            if self.bias is not None:
+                init.bias(self.bias, fans, generator)
+
+
+def _linear_map(spec: LayerSpec, bias: bool) -> nn.Linear | nn.Conv2d:
+    if spec.kind == "linear":
+        return nn.Linear(spec.inputs, spec.outputs, bias=bias)
+    return nn.Conv2d(
+        spec.inputs,
+        spec.outputs,
+        spec.kernel,
+        spec.stride,
+        padding=spec.kernel // 2,
+        groups=spec.groups,
+        bias=bias,
+    )
+
+
+class Block(nn.Module):
+    """Layers in a row; with a shortcut x + scale * F(x), then perhaps a max-pool."""
+
+    def __init__(self, spec: BlockSpec, parts: Parts) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(Layer(layer, parts) for layer in spec.layers))
+        self.scale = parts.residual.scale if spec.shortcut and parts.residual else None
+        self.pool = nn.MaxPool2d(2) if spec.pool else nn.Identity()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[n, inputs, ...] to [n, outputs, ...]."""
+        out = self.layers(inputs)
+        if self.scale is not None:
+            out = torch.add(inputs, out, alpha=self.scale)
+        pooled: Tensor = self.pool(out)
+        return pooled
+
+
+class Network(nn.Module):
+    """Blocks, a global average over positions, and the readout: logits [n, classes]."""
+
+    def __init__(self, blueprint: Blueprint, parts: Parts) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(Block(block, parts) for block in blueprint.blocks))
+        self.readout = Layer(blueprint.readout, parts)
+        self.spatial = blueprint.spatial
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Images [n, C, H, W] to logits [n, classes]."""
+        out = self.blocks(inputs if self.spatial else inputs.flatten(1))
+        if self.spatial:
+            out = out.mean((2, 3))
+        logits: Tensor = self.readout(out)
+        return logits
+
+    def layers(self) -> list[Layer]:
+        """All layers in forward order; position + 1 is `layer_index`."""
+        return [module for module in self.modules() if isinstance(module, Layer)]
+
+
+def build(blueprint: Blueprint, parts: Parts, generator: torch.Generator) -> Network:
+    """A network on the CPU, its layers initialized in forward order from one generator."""
+    network = Network(blueprint, parts)
+    for layer in network.layers():
+        layer.initialize(parts.init, generator)
+    return network

@@ -1,0 +1,93 @@
+"""Optimizers: torch's own, in their fused or foreach form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gradexp.errors import ConfigError
+from gradexp.registry import Fraction, Positive, Registry
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+Groups: TypeAlias = list[dict[str, Any]]
+MakeOptimizer: TypeAlias = Callable[[Groups], "Optimizer"]
+"""From parameter groups (each with its own weight_decay) to an optimizer."""
+
+OPTIMIZERS: Registry[Callable[..., MakeOptimizer]] = Registry(
+    "optimizer", "how gradients become updates"
+)
+
+
+@OPTIMIZERS.register("sgd", source="Robbins & Monro 1951; Polyak 1964")
+def sgd(*, lr: Positive = 0.05, momentum: Fraction = 0.0, nesterov: bool = False) -> MakeOptimizer:
+    """Stochastic gradient descent, with heavy-ball or Nesterov momentum where wanted."""
+    if nesterov and not momentum:
+        raise ConfigError("nesterov: true has no effect without momentum above 0")
+
+    def make(groups: Groups) -> Optimizer:
+        from torch import optim
+
+        return optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_fused(groups))
+
+    return make
+
+
+@OPTIMIZERS.register("adam", source="Kingma & Ba 2015")
+def adam(
+    *,
+    lr: Positive = 1e-3,
+    beta1: Fraction = 0.9,
+    beta2: Fraction = 0.999,
+    eps: Positive = 1e-8,
+) -> MakeOptimizer:
+    """Adam; weight decay is added to the gradient."""
+
+    def make(groups: Groups) -> Optimizer:
+        from torch import optim
+
+        return optim.Adam(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=_fused(groups))
+
+    return make
+
+
+@OPTIMIZERS.register("adamw", source="Loshchilov & Hutter 2019")
+def adamw(
+    *,
+    lr: Positive = 1e-3,
+    beta1: Fraction = 0.9,
+    beta2: Fraction = 0.999,
+    eps: Positive = 1e-8,
+) -> MakeOptimizer:
+    """Adam with weight decay decoupled from the gradient."""
+
+    def make(groups: Groups) -> Optimizer:
+        from torch import optim
+
+        return optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=_fused(groups))
+
+    return make
+
+
+@OPTIMIZERS.register("rmsprop", source="Tieleman & Hinton 2012")
+def rmsprop(
+    *,
+    lr: Positive = 1e-3,
+    alpha: Fraction = 0.99,
+    momentum: Fraction = 0.0,
+    eps: Positive = 1e-8,
+) -> MakeOptimizer:
+    """Gradients divided by the root of their running mean square."""
+
+    def make(groups: Groups) -> Optimizer:
+        from torch import optim
+
+        return optim.RMSprop(groups, lr=lr, alpha=alpha, momentum=momentum, eps=eps, foreach=True)
+
+    return make
+
+
+def _fused(groups: Groups) -> bool | None:
+    """Fused kernels where torch has them; elsewhere its own choice."""
+    return True if groups[0]["params"][0].device.type in {"cpu", "cuda"} else None

@@ -1,0 +1,1 @@
+"""What is measured: gradients at every step; signal, units and certificates at every probe."""

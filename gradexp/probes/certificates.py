@@ -1,0 +1,198 @@
+"""Units that no valid input can ever make fire, by interval propagation.
+
+Bounds on pre and post travel from the range of valid inputs through the net as it is evaluated:
+with running statistics and without dropout (interval bound propagation; Gowal et al. 2018). They
+are computed in float64 and widened by what float32 arithmetic may add, so that they hold for the
+net that really runs.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradexp.nn.network import Block, Layer, Network
+
+ROUNDING = 2.0**-24  # relative error of one float32 operation
+LARGEST = torch.finfo(torch.float32).max
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Lower and upper bound of each value, float64 [1, units, ...]."""
+
+    low: Tensor
+    high: Tensor
+
+    def widened(self, error: Tensor) -> Bounds:
+        """Both bounds moved outward, and kept within what a finite float32 can be."""
+        return Bounds(
+            (self.low - error).clamp(min=-LARGEST), (self.high + error).clamp(max=LARGEST)
+        )
+
+    def scaled(self, factor: Tensor | float) -> Bounds:
+        """The bounds of factor * value."""
+        ends = self.low * factor, self.high * factor
+        return Bounds(torch.minimum(*ends), torch.maximum(*ends))
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest magnitude each value can have."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+
+@torch.no_grad()
+def certified_units(
+    network: Network, shape: tuple[int, int, int], low: Tensor, high: Tensor
+) -> list[Tensor]:
+    """For each layer the units proved inactive for every valid input: bool [units], on the CPU.
+
+    Args:
+        network: the net, on any device.
+        shape: input shape (C, H, W).
+        low: least value of a valid input, per channel [C].
+        high: largest value of a valid input, per channel [C].
+    """
+    found: list[Tensor] = []
+    bounds = Bounds(
+        *(end.double().cpu().view(1, -1, 1, 1).expand(1, *shape) for end in (low, high))
+    )
+    if not network.spatial:
+        bounds = Bounds(bounds.low.flatten(1), bounds.high.flatten(1))
+    for block in network.blocks:
+        assert isinstance(block, Block)  # noqa: S101  tells the type checker what Sequential holds
+        bounds = _through_block(block, bounds, found)
+    if network.spatial:
+        bounds = _through_average(bounds)
+    _through_layer(network.readout, bounds, found)
+    return found
+
+
+def _through_block(block: Block, inputs: Bounds, found: list[Tensor]) -> Bounds:
+    bounds = inputs
+    for layer in block.layers:
+        assert isinstance(layer, Layer)  # noqa: S101  as above
+        bounds = _through_layer(layer, bounds, found)
+    if block.scale is not None:
+        branch = bounds.scaled(block.scale)
+        error = 2 * ROUNDING * (inputs.largest + branch.largest)
+        bounds = Bounds(inputs.low + branch.low, inputs.high + branch.high).widened(error)
+    return Bounds(block.pool(bounds.low), block.pool(bounds.high))
+
+
+def _through_average(bounds: Bounds) -> Bounds:
+    positions = bounds.low[0, 0].numel()
+    error = (positions + 1) * ROUNDING * bounds.largest.mean((2, 3))
+    return Bounds(bounds.low.mean((2, 3)), bounds.high.mean((2, 3))).widened(error)
+
+
+def _through_layer(layer: Layer, inputs: Bounds, found: list[Tensor]) -> Bounds:
+    pre = _through_norm(layer.norm, _through_map(layer, inputs))
+    found.append(_inside_flat(pre, layer.facts.flat))
+    return _through_activation(layer, pre)
+
+
+def _inside_flat(pre: Bounds, flat: tuple[tuple[float, float], ...]) -> Tensor:
+    """Units whose whole range, at every position, lies in one flat interval."""
+    low = pre.low[0].flatten(1).amin(1) if pre.low.dim() > 2 else pre.low[0]  # noqa: PLR2004
+    high = pre.high[0].flatten(1).amax(1) if pre.high.dim() > 2 else pre.high[0]  # noqa: PLR2004
+    inside = torch.zeros_like(low, dtype=torch.bool)
+    for start, end in flat:
+        inside |= (low >= start) & (high <= end)
+    return inside
+
+
+def _through_map(layer: Layer, inputs: Bounds) -> Bounds:
+    """Each bound is a sum of terms that can push it up and terms that can push it down."""
+    up, down = _terms(layer, inputs.low, inputs.high)
+    low_up, low_down = _terms(layer, inputs.high, inputs.low)
+    bias = _bias(layer)
+    error = (layer.spec.fan_in + 2) * ROUNDING * (up - down + low_up - low_down + bias.abs())
+    wide = Bounds(low_up + low_down + bias, up + down + bias).widened(error)
+    # A sum without a single positive term is not positive however it is rounded; nor negative.
+    never_above = (up == 0) & (bias <= 0)
+    never_below = (low_down == 0) & (bias >= 0)
+    return Bounds(
+        torch.where(never_below, wide.low.clamp(min=0), wide.low),
+        torch.where(never_above, wide.high.clamp(max=0), wide.high),
+    )
+
+
+def _terms(layer: Layer, least: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums of the non-negative and of the non-positive terms of the upper bound.
+
+    With `least` and `largest` exchanged, those of the lower bound.
+    """
+    weight = layer.weight.detach().double().cpu()
+    rising, falling = weight.clamp(min=0), weight.clamp(max=0)
+
+    def apply(values: Tensor, kernel: Tensor) -> Tensor:
+        if isinstance(layer.map, nn.Linear):
+            return F.linear(values, kernel)
+        return F.conv2d(
+            values, kernel, None, layer.map.stride, layer.map.padding, groups=layer.spec.groups
+        )
+
+    up = apply(largest.clamp(min=0), rising) + apply(least.clamp(max=0), falling)
+    down = apply(largest.clamp(max=0), rising) + apply(least.clamp(min=0), falling)
+    return up, down
+
+
+def _bias(layer: Layer) -> Tensor:
+    if layer.bias is None:
+        return torch.zeros((), dtype=torch.float64)
+    bias = layer.bias.detach().double().cpu()
+    return bias if layer.spec.kind == "linear" else bias.view(-1, 1, 1)
+
+
+def _through_norm(norm: nn.Module, bounds: Bounds) -> Bounds:
+    if isinstance(norm, nn.Identity):
+        return bounds
+    if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+        return _through_batch_norm(norm, bounds)
+    if isinstance(norm, nn.LayerNorm | nn.GroupNorm):
+        return _through_layer_norm(norm, bounds)
+    return Bounds(torch.full_like(bounds.low, -LARGEST), torch.full_like(bounds.high, LARGEST))
+
+
+def _per_unit(values: Tensor, like: Tensor) -> Tensor:
+    return values.detach().double().cpu().view(1, -1, *[1] * (like.dim() - 2))
+
+
+def _through_batch_norm(norm: nn.BatchNorm1d | nn.BatchNorm2d, bounds: Bounds) -> Bounds:
+    """At evaluation an affine map of each unit, from the running statistics."""
+    assert norm.running_mean is not None  # noqa: S101  our nets track statistics
+    assert norm.running_var is not None  # noqa: S101  our nets track statistics
+    mean, variance = (_per_unit(one, bounds.low) for one in (norm.running_mean, norm.running_var))
+    gain, shift = (_per_unit(one, bounds.low) for one in (norm.weight, norm.bias))
+    factor = gain / torch.sqrt(variance + norm.eps)
+    scaled = bounds.scaled(factor)
+    error = 8 * ROUNDING * (scaled.largest + (mean * factor).abs() + shift.abs())
+    moved = shift - mean * factor
+    return Bounds(scaled.low + moved, scaled.high + moved).widened(error)
+
+
+def _through_layer_norm(norm: nn.LayerNorm | nn.GroupNorm, bounds: Bounds) -> Bounds:
+    """N values of mean 0 and variance at most 1 are at most sqrt(n - 1) in magnitude."""
+    reach = (bounds.low[0].numel() - 1) ** 0.5
+    gain, shift = (_per_unit(one, bounds.low) for one in (norm.weight, norm.bias))
+    high = (gain.abs() * reach).expand_as(bounds.high)
+    error = 8 * bounds.low[0].numel() * ROUNDING * (high + shift.abs())
+    return Bounds(shift - high, shift + high).widened(error)
+
+
+def _through_activation(layer: Layer, pre: Bounds) -> Bounds:
+    """Between its turns an activation is monotone: its range is found at ends and turns."""
+    function = copy.deepcopy(layer.activation).double().cpu()
+    points = [
+        pre.low,
+        pre.high,
+        *(pre.low.clamp(min=turn).minimum(pre.high) for turn in layer.facts.turns),
+    ]
+    values = torch.stack([function(point) for point in points])
+    low, high = values.amin(0), values.amax(0)
+    return Bounds(low - 4 * ROUNDING * low.abs(), high + 4 * ROUNDING * high.abs())

@@ -1,0 +1,71 @@
+"""Reductions that keep tiny and huge values: the ones that float32 arithmetic loses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Squares of entries below 1e-22 underflow float32. Under a norm of 1e-15 such entries could count;
+# above it they cannot. Squares of entries above 1e18 overflow.
+SAFE = (1e-15, 1e18)
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The widest floating type of a device: MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def norms(tensors: list[Tensor]) -> Tensor:
+    """The L2 norm of each float32 tensor, [k] float64, right for entries down to 1e-38.
+
+    No host sync on CUDA. On the CPU, where looking costs nothing, float32 sums serve unless a norm
+    is so small or large that its squares may have left the range; then float64 sums do.
+    """
+    device = tensors[0].device.type
+    if device == "cuda":
+        return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+    if device == "mps":
+        return _scaled_norms(tensors)
+    single = torch.stack(torch._foreach_norm(tensors, 2))
+    low, high = single.aminmax()
+    if low.item() > SAFE[0] and high.item() < SAFE[1]:
+        return single.double()
+    return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
+
+
+def _scaled_norms(tensors: list[Tensor]) -> Tensor:
+    """Norms in float32, each tensor first divided by its largest entry."""
+    largest = torch._foreach_norm(tensors, float("inf"))
+    safe = [torch.where(value > 0, value, 1.0) for value in largest]
+    scaled = torch._foreach_norm(torch._foreach_div(tensors, safe), 2)
+    return torch.stack(torch._foreach_mul(scaled, safe))
+
+
+class Moments:
+    """Mean and standard deviation over batches of values, in float64 (Chan et al. 1979).
+
+    Never the difference of large sums: a collapsed signal really shows a deviation of 0.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | float = 0.0
+        self._squares: Tensor | float = 0.0
+
+    def add(self, values: Tensor) -> None:
+        """Take in all values of a tensor."""
+        variance, mean = torch.var_mean(values.to(wide(values.device)), correction=0)
+        count = self.count + values.numel()
+        delta = mean - self.mean
+        self._squares = (
+            self._squares
+            + variance * values.numel()
+            + delta**2 * (self.count * values.numel() / count)
+        )
+        self.mean = self.mean + delta * (values.numel() / count)
+        self.count = count
+
+    @property
+    def std(self) -> Tensor:
+        """Population standard deviation of everything taken in."""
+        return torch.sqrt(torch.as_tensor(self._squares) / self.count)

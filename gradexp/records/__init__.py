@@ -1,0 +1,23 @@
+"""Run directories: the data dictionary, append-only writing and tolerant reading."""
+
+from gradexp.records.files import TableWriter, read_json, read_table, write_atomically, write_json
+from gradexp.records.run_dir import DIVERGED, DONE, FAILED, FINISHED, RUNNING, RunDir, lock_file
+from gradexp.records.tables import TABLES, Column, Table
+
+__all__ = [
+    "DIVERGED",
+    "DONE",
+    "FAILED",
+    "FINISHED",
+    "RUNNING",
+    "TABLES",
+    "Column",
+    "RunDir",
+    "Table",
+    "TableWriter",
+    "lock_file",
+    "read_json",
+    "read_table",
+    "write_atomically",
+    "write_json",
+]

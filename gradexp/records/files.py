@@ -1,0 +1,148 @@
+"""Writing files that survive a kill, and reading files that did not."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gradexp.errors import RunError
+from gradexp.records.tables import Column, Table
+
+Cell = int | float | str | None
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole: whoever reads it sees the old content or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file atomically; non-finite numbers are written as the text nan or inf."""
+    write_atomically(path, (json.dumps(_plain(content), indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; a missing or damaged one is a `RunError` that names it."""
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RunError(f"{path}: is not valid JSON: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no nan and no inf: they travel as text."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return str(value)
+    return value
+
+
+class TableWriter:
+    """Appends rows to one CSV file; what `flush` returned from is on its way to the disk.
+
+    `offset` continues a file after that many bytes: whatever stands behind them is cut off.
+    """
+
+    def __init__(self, path: Path, table: Table, offset: int = 0) -> None:
+        self.path = path
+        try:
+            self._file = path.open("r+b" if path.exists() else "w+b")
+            self._file.truncate(offset)
+            self._file.seek(offset)
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written: {error.strerror}") from error
+        if offset == 0:
+            self._write(",".join(table.column_names) + "\n")
+
+    def append(self, rows: Iterable[Sequence[Cell]]) -> None:
+        """Add rows in the order of the table's columns; None is an empty cell."""
+        self._write("".join([",".join(map(_text, row)) + "\n" for row in rows]))
+
+    def append_text(self, lines: str) -> None:
+        """Add rows that are formatted already, each line closed."""
+        self._write(lines)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._file.write(text.encode())
+            self._file.flush()
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    @property
+    def offset(self) -> int:
+        """Bytes written so far, header included."""
+        return self._file.tell()
+
+    def sync(self) -> None:
+        """Wait until everything written has reached the disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+NUMBER = "%.9g"  # nine digits bring every float32 back exactly
+
+
+def _text(value: Cell) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return NUMBER % value
+    return str(value)
+
+
+def read_table(path: Path, table: Table) -> pd.DataFrame:
+    """One table as a frame with the dictionary's columns and types.
+
+    A missing file is an empty frame; a last line cut short by a kill is left out. `nan` and `inf`
+    stay what they are, empty cells become missing values.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    complete = content[: content.rfind(b"\n") + 1]
+    if not complete:
+        complete = (",".join(table.column_names) + "\n").encode()
+    try:
+        return pd.read_csv(
+            io.BytesIO(complete),
+            dtype={column.name: _pandas_dtype(column) for column in table.columns},
+            keep_default_na=False,
+            na_values={
+                column.name: ["", "nan"] for column in table.columns if column.dtype != "text"
+            },
+        )
+    except ValueError as error:
+        raise RunError(f"{path}: is damaged: {error}") from error
+
+
+def _pandas_dtype(column: Column) -> str:
+    if column.dtype == "int":
+        return "Int64" if column.optional else "int64"
+    return {"float": "float64", "text": "str"}[column.dtype]

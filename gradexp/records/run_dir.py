@@ -1,0 +1,110 @@
+"""The run directory: the only owner of its file names."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gradexp.errors import RunError
+from gradexp.records.files import TableWriter, read_json, read_table, write_json
+from gradexp.records.tables import TABLES
+
+RUNNING, FINISHED, DIVERGED, FAILED = "running", "finished", "diverged", "failed"
+DONE = (FINISHED, DIVERGED)
+
+
+class RunDir:
+    """One run on disk: its config, its tables, its manifest and its summary."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.manifest = path / "manifest.json"
+        self.summary = path / "summary.json"
+        self.checkpoint = path / "checkpoint.pt"
+        self.lock = path / ".lock"
+
+    @classmethod
+    def open(cls, path: Path) -> RunDir:
+        """An existing run directory; anything else is a `RunError`."""
+        run = cls(path)
+        if not run.manifest.is_file():
+            raise RunError(f"{path}: is not a run directory (no {run.manifest.name})")
+        return run
+
+    @property
+    def name(self) -> str:
+        """The name of the directory: `<name>-<id>`."""
+        return self.path.name
+
+    def table_path(self, table: str) -> Path:
+        """Where the table of that name lies."""
+        return self.path / TABLES[table].file_name
+
+    def read(self, table: str) -> pd.DataFrame:
+        """The table of that name as a frame; empty when it was not written yet."""
+        return read_table(self.table_path(table), TABLES[table])
+
+    def writer(self, table: str, offset: int = 0) -> TableWriter:
+        """A writer that continues the table of that name after `offset` bytes."""
+        return TableWriter(self.table_path(table), TABLES[table], offset)
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Status, versions, device, threads, data fingerprint, times and outcome."""
+        return dict(read_json(self.manifest))
+
+    def write_manifest(self, content: dict[str, Any]) -> None:
+        """Replace the manifest."""
+        write_json(self.manifest, content)
+
+    def read_summary(self) -> dict[str, Any]:
+        """Final figures; empty when the run has not ended."""
+        return dict(read_json(self.summary)) if self.summary.is_file() else {}
+
+    def write_summary(self, content: dict[str, Any]) -> None:
+        """Replace the summary."""
+        write_json(self.summary, content)
+
+    def status(self) -> str | None:
+        """The recorded status; None when there is no readable manifest."""
+        with contextlib.suppress(RunError):
+            return str(self.read_manifest().get("status"))
+        return None
+
+    def clear(self) -> None:
+        """Remove everything that a run wrote, but not the lock that is being held."""
+        for child in self.path.iterdir():
+            if child == self.lock:
+                continue
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            else:
+                child.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory alone; the system lets go of it when the process ends."""
+        with lock_file(self.lock, f"{self.path}: another process is working on this run"):
+            yield
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file alone, or raise a `RunError` with the words of `refusal`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise RunError(f"{path.parent}: cannot be written: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(refusal) from error
+        yield

@@ -1,0 +1,45 @@
+"""What a run needs to go on after a kill, in one file that is whole or not there."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import time
+from typing import Any
+
+import torch
+
+from gradexp.records import RunDir, write_atomically
+
+State = dict[str, Any]
+
+
+class Checkpoints:
+    """Saves a run's state now and then; how often changes no figure, so a clock may decide."""
+
+    def __init__(self, run: RunDir, seconds: float) -> None:
+        self._path = run.checkpoint
+        self._seconds = seconds
+        self._saved_at = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether enough time has passed since the last one."""
+        return time.monotonic() - self._saved_at >= self._seconds
+
+    def save(self, state: State) -> None:
+        """Replace the checkpoint."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(self._path, buffer.getvalue())
+        self._saved_at = time.monotonic()
+
+
+def load(run: RunDir, device: torch.device) -> State | None:
+    """The state of an interrupted run; None where there is none or it is damaged."""
+    try:
+        state: State = torch.load(run.checkpoint, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+        return None
+    # Random states belong on the CPU wherever the net is.
+    state["learner"]["random"] = {k: v.cpu() for k, v in state["learner"]["random"].items()}
+    return state

@@ -1,0 +1,155 @@
+"""The net, its optimizer and its data: one training step, evaluation, and the state of it all."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradexp.config import Config
+from gradexp.data import Batches, Data, prepare, stream
+from gradexp.nn.network import Network, Parts, build
+from gradexp.probes.capture import random_state, restore_random_state
+from gradexp.probes.steps import StepProbe
+
+EVALUATION_BATCH = 1024
+
+
+class Learner:
+    """Everything that changes while a run trains, and nothing that writes."""
+
+    def __init__(self, config: Config, device: torch.device, capacity: int) -> None:
+        self.device = device
+        self.data = load_data(config, device)
+        self.network = build_network(config).to(device)
+        self.batches = Batches(
+            self.data, config.data.batch_size, config.data.augment.make(), config.seed
+        )
+        self.step_probe = StepProbe(self.network, capacity)
+        self._optimizer = _optimizer(config, self.network)
+        self._schedule = config.train.schedule.make()
+        self._clip = config.train.clip.make()
+        self._l1 = config.train.l1
+        self._base_lr: float = self._optimizer.param_groups[0]["lr"]
+        torch.manual_seed(int(torch.randint(2**31, (), generator=stream(config.seed, "dropout"))))
+
+    def lr(self, step: int, total: int) -> float:
+        """The learning rate of a step."""
+        return self._base_lr * self._schedule(step, total)
+
+    def observe(self, step: int) -> None:
+        """Forward and backward on a step's batch, measured up to what the optimizer would get."""
+        inputs, targets = self.batches.batch(step)
+        logits = self.network(inputs)
+        loss = F.cross_entropy(logits, targets)
+        loss.backward()
+        total_norm = self.step_probe.gradients(loss, logits, targets)
+        if self._l1 or self._clip:
+            self._regularize_and_clip(total_norm)
+            self.step_probe.clipped()
+
+    def _regularize_and_clip(self, total_norm: Tensor) -> None:
+        """Add the L1 subgradient of the weights, then clip what came of it."""
+        gradients = self.step_probe.gradient_tensors
+        if self._l1:
+            with torch.no_grad():
+                weights = [layer.weight for layer in self.network.layers()]
+                signs = torch._foreach_sign(weights)
+                torch._foreach_add_(gradients[: len(weights)], signs, alpha=self._l1)
+            total_norm = self.step_probe.total_norm()
+        if self._clip:
+            self._clip(gradients, total_norm)
+
+    def step(self, step: int, total: int) -> None:
+        """One optimizer update, measured."""
+        self.observe(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.lr(step, total)
+        self.step_probe.before_update()
+        self._optimizer.step()
+        self.step_probe.after_update()
+        self._optimizer.zero_grad()
+        self.step_probe.close()
+
+    def observe_only(self) -> None:
+        """Measure step 0 without an update; buffers and gradients are left as they were."""
+        buffers = [buffer.clone() for buffer in self.network.buffers()]
+        self.observe(0)
+        self.step_probe.close()
+        self._optimizer.zero_grad()
+        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    @torch.no_grad()
+    def evaluate(self) -> tuple[float, float]:
+        """Mean cross-entropy and accuracy on the test set, in evaluation mode."""
+        self.network.eval()
+        losses, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        inputs, targets = self.data.test_inputs, self.data.test_targets
+        for chunk, labels in zip(
+            inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True
+        ):
+            logits = self.network(chunk)
+            losses += F.cross_entropy(logits, labels, reduction="sum")
+            right += (logits.argmax(1) == labels).sum()
+        self.network.train()
+        return float(losses) / len(targets), float(right) / len(targets)
+
+    def state(self) -> dict[str, Any]:
+        """A copy of all that the next step depends on, except its number."""
+        return copy.deepcopy(
+            {
+                "network": self.network.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "random": random_state(self.device),
+            }
+        )
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.zero_grad()
+        restore_random_state(state["random"], self.device)
+
+
+def load_data(config: Config, device: torch.device) -> Data:
+    """The run's data set on the device."""
+    return prepare(
+        config.data.make(),
+        normalize=config.data.normalize,
+        train_examples=config.data.train_examples,
+        device=device,
+    )
+
+
+def build_network(config: Config) -> Network:
+    """The run's net on the CPU, initialized from its seed."""
+    model = config.model
+    parts = Parts(
+        activation=model.activation.make(),
+        init=model.init.make(),
+        norm=model.norm.make(),
+        residual=model.residual.make(),
+        dropout=model.dropout,
+        bias=model.bias,
+    )
+    return build(config.blueprint(), parts, stream(config.seed, "init"))
+
+
+def _optimizer(config: Config, network: Network) -> torch.optim.Optimizer:
+    """Weight decay pulls on the layers' weights only, not on biases, norms or slopes."""
+    weights = [layer.weight for layer in network.layers()]
+    own = {id(weight) for weight in weights}
+    others = [parameter for parameter in network.parameters() if id(parameter) not in own]
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": config.train.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    optimizer: torch.optim.Optimizer = config.train.optimizer.make()(
+        [group for group in groups if group["params"]]
+    )
+    return optimizer

@@ -1,0 +1,186 @@
+"""The training loop: steps in chunks, probes and evaluations between them."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from gradexp.config import Config
+from gradexp.data import probe_examples
+from gradexp.probes.looking import ProbeSet, probe
+from gradexp.probes.nonfinite import (
+    NonFinite,
+    first_bad_step,
+    locate_by_forward,
+    locate_by_norms,
+)
+from gradexp.probes.steps import PER_LAYER, StepValues
+from gradexp.probes.units import UnitLedger
+from gradexp.records import RunDir
+from gradexp.train.checkpoint import Checkpoints, State
+from gradexp.train.learner import Learner
+from gradexp.train.observer import Observer, Progress, Start
+from gradexp.train.plan import probe_steps, total_steps
+from gradexp.train.recording import Recording
+
+CHUNK_STEPS = 64
+CHUNK_SECONDS = 0.5  # a chunk of slow steps ends sooner, so that tables and screen keep up
+
+
+class Loop:
+    """One run from its first step, or from a checkpoint, to its end."""
+
+    def __init__(
+        self, config: Config, run: RunDir, learner: Learner, state: State, observer: Observer
+    ) -> None:
+        self.config = config
+        self.learner = learner
+        self.observer = observer
+        self.step: int = state.get("step", 0)
+        self.nonfinite = NonFinite(**state["nonfinite"]) if state.get("nonfinite") else None
+        self.diverged = False
+        self.last: dict[str, float] = state.get("last", {})
+        self.layers = learner.network.layers()
+        self.names = [layer.spec.name for layer in self.layers]
+        self.ledger = UnitLedger()
+        self.ledger.load(state.get("ledger", {}))
+        if "learner" in state:
+            learner.load(state["learner"])
+        self.recording = Recording(
+            run, self.layers, config.probe.gradients_every, state.get("recording", {})
+        )
+        self._plan(config)
+
+    def _plan(self, config: Config) -> None:
+        batches, data = self.learner.batches, self.learner.data
+        count = None if config.probe.examples == "all" else config.probe.examples
+        inputs, targets = probe_examples(data, count)
+        self.probe_set = ProbeSet(inputs, targets, batches.batch_size, data.low, data.high)
+        self.per_epoch = batches.per_epoch
+        self.total = total_steps(config, self.per_epoch)
+        self.probe_steps = probe_steps(
+            config, self.total, self.per_epoch, batches.batch_size, len(targets)
+        )
+
+    def run(self, checkpoints: Checkpoints) -> None:
+        """Train to the end, or to the first loss that is not finite."""
+        self.observer.started(
+            Start(self.config.name, self.names, self.total, self.per_epoch, self.step)
+        )
+        if self.step == 0:
+            self._probe()
+        if self.total == 0:
+            self._observe_initialization()
+        while self.step < self.total and not self.diverged:
+            state = self.state()
+            if checkpoints.due():
+                self.recording.sync()
+                checkpoints.save(state)
+            try:
+                self._chunk(state)
+            except KeyboardInterrupt:
+                checkpoints.save(state)
+                raise
+        self.recording.close()
+
+    def state(self) -> State:
+        """Everything that decides how the run goes on."""
+        return {
+            "step": self.step,
+            "nonfinite": asdict(self.nonfinite) if self.nonfinite else None,
+            "last": dict(self.last),
+            "ledger": self.ledger.state(),
+            "learner": self.learner.state(),
+            "recording": self.recording.state(),
+        }
+
+    def _observe_initialization(self) -> None:
+        """`train.steps: 0`: one row for step 0, no update, and the test set as it is met."""
+        began = time.perf_counter()
+        self.learner.observe_only()
+        values = self.learner.step_probe.take()
+        seconds = time.perf_counter() - began
+        self.recording.steps(0, values, 1, self._lr, seconds, updated=False)
+        self._note_test(self.learner.evaluate())
+        self._look_for_nonfinite(0, values)
+
+    def _chunk(self, before: State) -> None:
+        """Steps up to the next probe, epoch end or flush; then whatever is due there."""
+        start, began = self.step, time.perf_counter()
+        stop = self._next_stop()
+        while self.step < stop and time.perf_counter() - began < CHUNK_SECONDS:
+            self.learner.step(self.step, self.total)
+            self.step += 1
+        values = self.learner.step_probe.take()
+        seconds = time.perf_counter() - began
+        self._look_for_nonfinite(start, values)
+        if not np.isfinite(values.loss).all():
+            values = self._go_back_to_divergence(before["learner"], start, values)
+        epoch = self.learner.batches.epoch_of(start)
+        self.recording.steps(start, values, epoch, self._lr, seconds)
+        if self.nonfinite:
+            self.recording.flight_recorder()
+        self._report(values)
+        self._at_boundary(epoch)
+
+    def _next_stop(self) -> int:
+        """A chunk stays within an epoch and between two probes."""
+        epoch_end = (self.step // self.per_epoch + 1) * self.per_epoch
+        next_probe = self.probe_steps[bisect_right(self.probe_steps, self.step)]
+        return min(self.step + CHUNK_STEPS, epoch_end, next_probe, self.total)
+
+    def _look_for_nonfinite(self, start: int, values: StepValues) -> None:
+        """Find a gradient or weight that stopped being finite while the loss still was."""
+        bad = first_bad_step(values)
+        if self.nonfinite is None and bad is not None and np.isfinite(values.loss[bad]):
+            self.nonfinite = locate_by_norms(values, bad, start + bad, self.names)
+
+    def _go_back_to_divergence(self, before: State, start: int, values: StepValues) -> StepValues:
+        """Repeat the chunk up to the first bad loss: the run ends there, without that update."""
+        count = int(np.argmin(np.isfinite(values.loss)))
+        self.learner.load(before)
+        for step in range(start, start + count):
+            self.learner.step(step, self.total)
+        self.learner.step_probe.take()
+        self.step = start + count
+        self.diverged = True
+        if self.nonfinite is None:
+            inputs, _ = self.learner.batches.batch(self.step)
+            network = self.learner.network
+            self.nonfinite = locate_by_forward(network, inputs, self.step, self.names)
+        return values.until(count + 1)
+
+    def _at_boundary(self, epoch: int) -> None:
+        if self.step % self.per_epoch == 0 or self.step == self.total or self.diverged:
+            test = self.learner.evaluate()
+            loss, accuracy = self.recording.epoch(epoch, self.step, test)
+            self.last |= {"epochs": epoch, "train_loss": loss, "train_accuracy": accuracy}
+            self._note_test(test)
+            self.observer.epoch_ended(epoch, *test)
+        if self.step in self.probe_steps or self.diverged:
+            self._probe()
+
+    def _note_test(self, test: tuple[float, float]) -> None:
+        self.last |= {"test_loss": test[0], "test_accuracy": test[1]}
+
+    def _probe(self) -> None:
+        began = time.perf_counter()
+        rows = probe(self.learner.network, self.probe_set, self.ledger, self.step)
+        self.recording.probe(rows)
+        self.recording.add_seconds(time.perf_counter() - began)
+
+    def _lr(self, step: int) -> float:
+        return self.learner.lr(step, self.total)
+
+    def _report(self, values: StepValues) -> None:
+        loss, accuracy = values.scalars[-1, :2]
+        norms = values.layers[-1, PER_LAYER.index("grad_norm")]
+        self.observer.progressed(Progress(self.step, float(loss), float(accuracy), norms))
+
+    def figures(self) -> dict[str, Any]:
+        """The final figures that the loop knows itself."""
+        return {"steps": self.step, **self.last}

@@ -1,0 +1,34 @@
+"""When a run looks and when it stops: functions of counts alone, never of the clock."""
+
+from __future__ import annotations
+
+from gradexp.config import Config
+
+PROBE_SHARE = 0.05  # of the training examples, at the default cadence
+FEWEST_PROBES = 3
+
+
+def total_steps(config: Config, per_epoch: int) -> int:
+    """Optimizer updates of the whole run."""
+    if config.train.steps is not None:
+        return config.train.steps
+    return (config.train.epochs or 0) * per_epoch
+
+
+def probe_steps(config: Config, total: int, per_epoch: int, batch: int, examples: int) -> list[int]:
+    """The steps at which the net is probed, rising; always at 0 and at the end.
+
+    Args:
+        config: the run's config; `probe.every` decides.
+        total: steps of the whole run.
+        per_epoch: steps of an epoch.
+        batch: examples of a training step.
+        examples: examples of a probe.
+    """
+    every = config.probe.every
+    if every == "auto":
+        affordable = int(PROBE_SHARE * total * batch / examples)
+        count = max(FEWEST_PROBES, affordable)
+        return sorted({round(total * index / (count - 1)) for index in range(count)})
+    stride = per_epoch if every == "epoch" else every
+    return sorted({*range(0, total, stride), total})

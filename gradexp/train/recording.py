@@ -1,0 +1,135 @@
+"""From measured values to the run directory's tables, in chunks, appended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from gradexp.nn.network import Layer
+from gradexp.probes.looking import ProbeRows
+from gradexp.probes.steps import StepValues, gradient_lines
+from gradexp.records import RunDir, TableWriter
+
+FLIGHT_RECORDER_STEPS = 50
+APPENDED = ("gradients", "signal", "units", "unit_events", "steps", "epochs")
+
+
+class Recording:
+    """The open tables of a run, and what is not written yet.
+
+    With `every` above 1 only each `every`-th step goes to `gradients.csv`; the newest 50 steps
+    wait, so that all of them can be written when something becomes non-finite.
+    """
+
+    def __init__(self, run: RunDir, layers: list[Layer], every: int, state: dict[str, Any]) -> None:
+        offsets = state.get("offsets", {})
+        self._writers: dict[str, TableWriter] = {
+            name: run.writer(name, offsets.get(name, 0)) for name in APPENDED
+        }
+        self._names = [layer.spec.name for layer in layers]
+        self._has_bias = [layer.bias is not None for layer in layers]
+        self._every = every
+        self._waiting: list[tuple[int, np.ndarray]] = [
+            (step, np.array(values)) for step, values in state.get("waiting", [])
+        ]
+        self._epoch_sums = np.array(state.get("epoch_sums", [0.0] * 4))
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: how long each table is, and what is still to be written."""
+        return {
+            "offsets": {name: writer.offset for name, writer in self._writers.items()},
+            "waiting": [(step, values.tolist()) for step, values in self._waiting],
+            "epoch_sums": self._epoch_sums.tolist(),
+        }
+
+    def steps(
+        self,
+        first: int,
+        values: StepValues,
+        epoch: int,
+        lr: Callable[[int], float],
+        seconds: float,
+        *,
+        updated: bool = True,
+    ) -> None:
+        """Write consecutive steps of one epoch that took `seconds` together."""
+        each = seconds / len(values)
+        self._writers["steps"].append(
+            (first + index, epoch, loss, accuracy, lr(first + index), norm, ratio, each)
+            for index, (loss, accuracy, norm, ratio) in enumerate(values.scalars.tolist())
+        )
+        self._epoch_sums += (*values.scalars[:, :2].sum(0), len(values), seconds)
+        self._waiting += [(first + index, row) for index, row in enumerate(values.layers)]
+        keep = FLIGHT_RECORDER_STEPS if self._every > 1 else 0
+        ready = max(0, len(self._waiting) - keep)
+        self._write_gradients(self._waiting[:ready], updated=updated)
+        self._waiting = self._waiting[ready:]
+
+    def _write_gradients(self, steps: list[tuple[int, np.ndarray]], *, updated: bool) -> None:
+        due = [item for item in steps if item[0] % self._every == 0]
+        self._writers["gradients"].append_text(
+            gradient_lines(due, self._names, self._has_bias, updated)
+        )
+
+    def flight_recorder(self) -> None:
+        """Write every step that waits, whatever the cadence."""
+        self._writers["gradients"].append_text(
+            gradient_lines(self._waiting, self._names, self._has_bias, updated=True)
+        )
+        self._waiting = []
+
+    def epoch(self, epoch: int, step: int, test: tuple[float, float]) -> tuple[float, float]:
+        """Close an epoch; returns its mean training loss and accuracy."""
+        loss, accuracy, count, seconds = self._epoch_sums.tolist()
+        self._epoch_sums = np.zeros(4)
+        means = loss / count, accuracy / count
+        self._writers["epochs"].append([(epoch, step, *means, *test, seconds)])
+        return means
+
+    def add_seconds(self, seconds: float) -> None:
+        """Count time spent on probes to the current epoch."""
+        self._epoch_sums[3] += seconds
+
+    def probe(self, rows: ProbeRows) -> None:
+        """Write one probe."""
+        for name in ("signal", "units", "unit_events"):
+            self._writers[name].append(getattr(rows, name))
+
+    def sync(self) -> None:
+        """Wait until all tables have reached the disk."""
+        for writer in self._writers.values():
+            writer.sync()
+
+    def close(self) -> None:
+        """Write what still waits at the usual cadence, and close the tables."""
+        self._write_gradients(self._waiting, updated=True)
+        self._waiting = []
+        for writer in self._writers.values():
+            writer.close()
+
+
+def write_layers(run: RunDir, layers: list[Layer], activation: str, norm: str) -> None:
+    """`layers.csv`: what the net consists of."""
+    writer = run.writer("layers")
+    writer.append(layer_rows(layers, activation, norm))
+    writer.close()
+
+
+def layer_rows(layers: list[Layer], activation: str, norm: str) -> list[tuple[int | str, ...]]:
+    """The rows of `layers.csv`."""
+    return [
+        (
+            index,
+            layer.spec.name,
+            layer.spec.kind,
+            layer.spec.fan_in,
+            layer.spec.fan_out,
+            layer.spec.outputs,
+            sum(parameter.numel() for parameter in layer.parameters()),
+            activation if layer.spec.hidden else "none",
+            norm if layer.spec.hidden else "none",
+        )
+        for index, layer in enumerate(layers, start=1)
+    ]

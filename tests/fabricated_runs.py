@@ -1,0 +1,144 @@
+"""Run directories made by hand, with known decay, known dead units and known learning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from gradexp.records import RunDir
+
+CLASSES = 10
+
+
+@dataclass
+class Fabricated:
+    """What a fabricated run shows; the defaults are a healthy relu MLP.
+
+    `decay` is in decades per layer toward the input; `loss` and `accuracy` are (start, end).
+    `pre_grad_norm` replaces the geometric profile, shape (layers,) or (probes, layers).
+    """
+
+    depth: int = 6
+    units: int = 16
+    activation: str = "relu"
+    norm: str = "none"
+    decay: float = 0.02
+    probes: int = 5
+    steps: int = 40
+    loss: tuple[float, float] = (2.3, 0.3)
+    accuracy: tuple[float, float] = (0.1, 0.9)
+    dead: dict[int, list[int]] = field(default_factory=dict)  # layer_index -> dead at each probe
+    saturated: float = 0.0
+    update_ratio: float = 1e-3
+    grad_norm_growth: float = 1.0
+    pre_grad_norm: Any = None
+    non_finite_from: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    status: str = "finished"
+
+    def write(self, path: Path) -> RunDir:
+        """Write every table, the config and the manifest; the last layer is a readout."""
+        path.mkdir(parents=True)
+        run = RunDir(path)
+        self._write_texts(run)
+        names = [*(f"hidden.{i}" for i in range(1, self.depth)), "readout"]
+        layers = list(enumerate(names, start=1))
+        probe_steps = np.linspace(0, self.steps, self.probes).astype(int).tolist()
+        _append(run, "layers", [self._layer(i, name) for i, name in layers])
+        _append(
+            run,
+            "signal",
+            [
+                [s, i, name, 0.0, 1.0, 0.3, 0.6, self._norm(p, i), self._saturated(i)]
+                for p, s in enumerate(probe_steps)
+                for i, name in layers
+            ],
+        )
+        _append(
+            run,
+            "units",
+            [self._units(p, s, i, name) for p, s in enumerate(probe_steps) for i, name in layers],
+        )
+        _append(
+            run,
+            "gradients",
+            [
+                [s, i, name, *[self._grad(s, i)] * 2, None, 4.0, 4.0 * self.update_ratio]
+                for s in range(self.steps)
+                for i, name in layers
+            ],
+        )
+        _append(run, "steps", [self._step(s) for s in range(self.steps)])
+        if self.steps:
+            loss, accuracy = self.loss[1], self.accuracy[1]
+            _append(run, "epochs", [[1, self.steps, loss, accuracy, loss, accuracy - 0.02, 1.0]])
+        return run
+
+    def _write_texts(self, run: RunDir) -> None:
+        model = {"depth": self.depth, "activation": {"name": self.activation}}
+        config = {"name": "fabricated", "seed": 0, "model": model}
+        run.config.write_text(yaml.safe_dump(merged(config, self.config)))
+        run.write_manifest({"status": self.status, "name": "fabricated"})
+
+    def _is_readout(self, index: int) -> bool:
+        return index == self.depth
+
+    def _layer(self, index: int, name: str) -> list[Any]:
+        readout = self._is_readout(index)
+        units = CLASSES if readout else self.units
+        activation = "none" if readout else self.activation
+        return [index, name, "linear", 16, 16, units, 16 * units, activation, self.norm]
+
+    def _norm(self, probe: int, index: int) -> float:
+        if self.pre_grad_norm is not None:
+            profile = np.broadcast_to(self.pre_grad_norm, (self.probes, self.depth))
+            return float(profile[probe, index - 1])
+        return float(10 ** (-self.decay * (self.depth - index)))
+
+    def _saturated(self, index: int) -> float | None:
+        return None if self._is_readout(index) else self.saturated
+
+    def _units(self, probe: int, step: int, index: int, name: str) -> list[Any]:
+        if self._is_readout(index) or self.activation != "relu":
+            units = CLASSES if self._is_readout(index) else self.units
+            return [step, index, name, units, *[None] * 5, None, 0.0, None]
+        dead = self.dead.get(index, [0] * self.probes)
+        change = dead[probe] - dead[probe - 1] if probe else 0
+        events = [max(0, change), max(0, -change)]
+        return [step, index, name, self.units, dead[probe], dead[0], *events, 0, 0.5, 0.0, None]
+
+    def _grad(self, step: int, index: int) -> float:
+        return self._total_grad(step) * 10 ** (-self.decay * (self.depth - index))
+
+    def _total_grad(self, step: int) -> float:
+        if self.non_finite_from is not None and step >= self.non_finite_from:
+            return float("nan")
+        return float(self.grad_norm_growth ** (step / max(1, self.steps - 1)))
+
+    def _step(self, step: int) -> list[Any]:
+        done = min(1.0, 2 * step / max(1, self.steps - 1))
+        loss, accuracy = (a + (b - a) * done for a, b in (self.loss, self.accuracy))
+        if self.non_finite_from is not None and step >= self.non_finite_from:
+            loss = float("nan")
+        return [step, 1, loss, accuracy, 0.1, self._total_grad(step), 1.0, 0.01]
+
+
+def _append(run: RunDir, table: str, rows: list[list[Any]]) -> None:
+    writer = run.writer(table)
+    writer.append(rows)
+    writer.close()
+
+
+def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one; the second wins."""
+    result = dict(base)
+    for key, value in more.items():
+        old = result.get(key)
+        result[key] = (
+            merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return result
