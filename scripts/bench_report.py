@@ -20,6 +20,8 @@ from pathlib import Path
 
 import yaml
 
+from gradexp.analysis.collection import find_runs
+
 TEMPLATE = {
     "name": "bench",
     "data": {"dataset": "digits"},
@@ -75,9 +77,9 @@ def train_templates(folder: Path) -> list[Path]:
         config = TEMPLATE | {"model": TEMPLATE["model"] | {"activation": activation}}
         path = folder / f"{activation}.yaml"
         path.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "gradexp", "run", path, "--out", folder / activation]
+        command = [sys.executable, "-m", "gradexp", "run", path, "--out", folder / "runs"]
         subprocess.run(command, check=True, capture_output=True)
-    return [folder / activation for activation in ACTIVATIONS]
+    return list(find_runs(folder / "runs"))
 
 
 def copy_runs(templates: Sequence[Path], sweep: Path, count: int) -> None:

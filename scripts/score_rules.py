@@ -1,6 +1,6 @@
 """Precision and recall of the rules on the labelled suite, beside published limits of other tools.
 
-    python scripts/score_rules.py [--seeds N] [--tables DIRECTORY] [--cache FILE]
+    python scripts/score_rules.py [--seeds SEED ...] [--tables DIRECTORY] [--cache FILE]
 
 Every config of configs/suite says on its first line what is expected. Without --tables the suite is
 run from scratch. All tools judge the same tables. The other tools' limits are applied in two ways,
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradexp.analysis import HEALTHY, judge
+from gradexp.analysis.collection import find_runs
 from gradexp.records import TABLES, RunDir
 
 SUITE = Path(__file__).parent.parent / "configs" / "suite"
@@ -57,11 +58,15 @@ class Facts:
         return ~np.isfinite(self.gradient_norm)
 
     def four_in_a_row(self, factor: float) -> Array:
-        """Where the mean gradient changed by a factor four times in a row: below 1 it shrank."""
+        """Where the mean gradient changes by a factor in four layers in a row, toward the input.
+
+        Along depth, not along steps: that reading suits the rule better.
+        """
         with np.errstate(all="ignore"):
-            change = self.mean_gradient[1:] / self.mean_gradient[:-1]
+            change = self.mean_gradient[:, :-1] / self.mean_gradient[:, 1:]
         hit = change <= factor if factor < 1 else change >= factor
-        return np.logical_and.reduce([hit[i : len(hit) - 3 + i] for i in range(4)])
+        starts = max(0, hit.shape[1] - 3)
+        return np.logical_and.reduce([hit[:, i : starts + i] for i in range(4)])
 
 
 Sign = Callable[[Facts], Array]
@@ -138,19 +143,23 @@ def expected_of(config: Path) -> set[str]:
     return set(found[1].split(", ")) - {HEALTHY}
 
 
+def name_of(run: RunDir) -> str:
+    """The name in the run's config, which is that of the suite's file."""
+    return str(run.read_manifest()["name"])
+
+
 def alarms_of_ours(run: RunDir) -> set[str]:
     """The verdicts above a note."""
     return {verdict.name for verdict in judge(run) if verdict.alarm}
 
 
-def run_suite(folder: Path, seeds: int) -> None:
+def run_suite(folder: Path, seeds: Sequence[int]) -> None:
     """Run every config from scratch, two at a time."""
-    jobs = [(config, seed) for config in sorted(SUITE.glob("*.yaml")) for seed in range(seeds)]
+    jobs = [(config, seed) for config in sorted(SUITE.glob("*.yaml")) for seed in seeds]
 
     def run(job: tuple[Path, int]) -> None:
         config, seed = job
-        out = folder / f"{config.stem}.{seed}"
-        command = [sys.executable, "-m", "gradexp", "run", config, "--out", out]
+        command = [sys.executable, "-m", "gradexp", "run", config, "--out", folder]
         command += ["--set", f"seed={seed}", "--device", "cpu"]
         subprocess.run(command, check=True, capture_output=True)
 
@@ -158,13 +167,12 @@ def run_suite(folder: Path, seeds: int) -> None:
         list(pool.map(run, jobs))
 
 
-def cache(folder: Path, file: Path) -> None:
-    """Keep the tables of the first seed, numbers cut to four digits, for the tests."""
+def cache(runs: Sequence[RunDir], file: Path) -> None:
+    """Keep tables for the tests, numbers cut to four digits."""
     with tarfile.open(file, "w:xz") as archive:
-        for run in sorted(folder.glob("*.0")):
+        for run in runs:
             for name in KEPT:
-                if (run / name).is_file():
-                    _add(archive, f"{run.stem}/{name}", (run / name).read_text())
+                _add(archive, f"{name_of(run)}/{name}", (run.path / name).read_text())
 
 
 def _add(archive: tarfile.TarFile, name: str, text: str) -> None:
@@ -221,7 +229,7 @@ def best_reading(seen: Sequence[Facts], expected: Sequence[set[str]], tool: str)
 
 def report(runs: Sequence[RunDir]) -> None:
     """Print one row a tool, then our scores for the other verdicts and our mistakes."""
-    expected = [expected_of(SUITE / f"{run.path.name.split('.')[0]}.yaml") for run in runs]
+    expected = [expected_of(SUITE / f"{name_of(run)}.yaml") for run in runs]
     seen = [facts(run) for run in runs]
     ours = [alarms_of_ours(run) for run in runs]
     tools = {"gradexp": ours} | {tool: best_reading(seen, expected, tool) for tool in OTHERS}
@@ -238,23 +246,24 @@ def report(runs: Sequence[RunDir]) -> None:
         print(f"gradexp, {name}: {total.precision:.2f} / {total.recall:.2f}")
     for run, found, label in zip(runs, ours, expected, strict=True):
         if found != label:
-            print(f"{run.name}: expected {sorted(label)}, found {sorted(found)}")
+            print(f"{run.path.name}: expected {sorted(label)}, found {sorted(found)}")
 
 
 def main() -> None:
     """Run or read the suite and print the scores."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--tables", type=Path, help="run directories named <config>.<seed>")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--tables", type=Path, help="runs of the suite, instead of running it")
     parser.add_argument("--cache", type=Path, help="write the tables here, for the tests")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = options.tables or Path(name)
         if not options.tables:
             run_suite(folder, options.seeds)
-        report([RunDir(path) for path in sorted(folder.iterdir()) if path.is_dir()])
+        runs = [RunDir(path) for path in find_runs(folder)]
+        report(runs)
         if options.cache:
-            cache(folder, options.cache)
+            cache(runs, options.cache)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from gradexp.analysis.evidence import (
 from gradexp.errors import RunError
 from gradexp.records import TABLES, RunDir, write_atomically
 
-VERSION = 1  # raised whenever evidence is gathered in another way
+VERSION = 2  # raised whenever evidence is gathered in another way
 
 T = TypeVar("T", Probes, Depth, Gradients, Curve)
 

@@ -102,13 +102,15 @@ class Curve:
 class Totals:
     """Single figures of a run; nan where its tables do not hold them.
 
-    `loss_quarters` are medians over the four quarters of training; `train_loss` and
+    `loss_quarters` are medians over the four quarters of training, `loss_error` is the standard
+    error of the last of them; `train_loss` and
     `train_accuracy` are means over the last tenth of the steps, at least five. `growth` is the
     largest gradient norm over the median of the first ten steps, met at `growth_step`.
     """
 
     steps: int
     loss_quarters: tuple[float, ...]
+    loss_error: float
     train_loss: float
     train_accuracy: float
     test_loss: float
@@ -229,6 +231,7 @@ def _totals(steps: Columns, epochs: Columns) -> Totals:
     return Totals(
         steps=count,
         loss_quarters=_quarters(steps["loss"]),
+        loss_error=_median_error(steps["loss"][count - count // 4 :]),
         train_loss=_mean(steps["loss"][tail]),
         train_accuracy=_mean(steps["accuracy"][tail]),
         test_loss=_mean(epochs["test_loss"][-1:]),
@@ -246,6 +249,14 @@ def _quarters(loss: Array) -> tuple[float, ...]:
     if len(loss) < 4:  # noqa: PLR2004  four quarters need four steps
         return (np.nan,) * 4
     return tuple(float(np.median(part)) for part in np.array_split(loss, 4))
+
+
+def _median_error(values: Array) -> float:
+    """The standard error of a median, from the median absolute deviation: one spike is no noise."""
+    if len(values) == 0:
+        return np.nan
+    deviation = 1.4826 * float(np.median(np.abs(values - np.median(values))))
+    return 1.2533 * deviation / float(np.sqrt(len(values)))
 
 
 def _growth(grad_norm: Array) -> tuple[float, int]:

@@ -17,25 +17,30 @@ class Learning:
         classes: units of the last layer.
         skill: share of the way from chance to perfect training accuracy (Heidke skill score).
         gain: share of ln(classes), the loss of a constant guess, that training removed.
-        recent_gain: share of the third quarter's loss that the last quarter removed.
+        recent_gain: share of the lowest earlier quarter's loss that the last quarter removed.
+        error: standard error of `recent_gain`.
     """
 
     classes: int
     skill: float
     gain: float
     recent_gain: float
+    error: float
 
 
 def learning(evidence: Evidence) -> Learning:
     """Skill and gain at the end of training; nan where no step was made."""
     classes = max(2, int(evidence.layers.units[-1])) if len(evidence.layers) else 2
-    third, last = evidence.totals.loss_quarters[2:]
+    *earlier, last = evidence.totals.loss_quarters
+    lowest = min(earlier)
     chance = 1 / classes
     with np.errstate(divide="ignore", invalid="ignore"):
-        recent_gain = float(1 - np.divide(last, third))
+        recent_gain = float(1 - np.divide(last, lowest))
+        error = float(np.sqrt(2) * np.divide(evidence.totals.loss_error, lowest))
     return Learning(
         classes=classes,
         skill=(evidence.totals.train_accuracy - chance) / (1 - chance),
         gain=1 - last / float(np.log(classes)),
         recent_gain=recent_gain,
+        error=error,
     )

@@ -77,6 +77,17 @@ class RunDir:
             return str(self.read_manifest().get("status"))
         return None
 
+    def done(self) -> bool:
+        """Whether the run ended, finished or diverged, and its summary can be read."""
+        with contextlib.suppress(RunError):
+            return self.status() in DONE and bool(self.read_summary())
+        return False
+
+    def remove_leftovers(self) -> None:
+        """Remove half-written files of a process that was killed."""
+        for file in self.path.glob(".*.tmp"):
+            file.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Remove everything that a run wrote, but not the lock that is being held."""
         for child in self.path.iterdir():

@@ -35,11 +35,22 @@ class Checkpoints:
 
 
 def load(run: RunDir, device: torch.device) -> State | None:
-    """The state of an interrupted run; None where there is none or it is damaged."""
+    """The state of an interrupted run; None where there is none, or it or a table is damaged."""
     try:
         state: State = torch.load(run.checkpoint, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
         return None
+    if not _tables_reach(run, state["recording"]["offsets"]):
+        return None
     # Random states belong on the CPU wherever the net is.
     state["learner"]["random"] = {k: v.cpu() for k, v in state["learner"]["random"].items()}
     return state
+
+
+def _tables_reach(run: RunDir, offsets: dict[str, int]) -> bool:
+    """Whether every table still holds the rows that were written before the checkpoint."""
+    sizes = {
+        name: path.stat().st_size if (path := run.table_path(name)).exists() else 0
+        for name in offsets
+    }
+    return all(sizes[name] >= offset for name, offset in offsets.items())

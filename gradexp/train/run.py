@@ -16,7 +16,7 @@ from gradexp.analysis import judge, reading
 from gradexp.config import Config, run_id, to_yaml
 from gradexp.config.load import fingerprint
 from gradexp.errors import GradexpError
-from gradexp.records import DIVERGED, DONE, FAILED, FINISHED, RUNNING, RunDir, write_atomically
+from gradexp.records import DIVERGED, FAILED, FINISHED, RUNNING, RunDir, write_atomically
 from gradexp.train import checkpoint
 from gradexp.train.device import environment, make_repeatable, pick
 from gradexp.train.learner import Learner
@@ -71,7 +71,7 @@ def execute(
     with run.locked():
         if fresh:
             run.clear()
-        if run.status() in DONE:
+        if run.done():
             return Outcome(run, already_done=True)
         return _carry_out(config, run, observer or Observer(), checkpoint_seconds)
 
@@ -102,6 +102,7 @@ def _begin(config: Config, run: RunDir, device: Any, state: Any) -> dict[str, An
     earlier = run.read_manifest() if state else {}
     if not state:
         run.clear()
+    run.remove_leftovers()
     for path in config.imports:
         shutil.copy(path, run.path)
     write_atomically(run.config, to_yaml(config).encode())
@@ -141,10 +142,7 @@ def _failure_on_record(run: RunDir, manifest: dict[str, Any]) -> Iterator[None]:
 
 
 def _end(run: RunDir, manifest: dict[str, Any], loop: Loop) -> None:
-    """Judge the run by its tables, then say that it is over."""
-    status = DIVERGED if loop.diverged else FINISHED
-    manifest |= {"status": status, "outcome": _outcome(loop)}
-    run.write_manifest(manifest)
+    """Judge the run by its tables; say that it is over when everything else is written."""
     run.write_summary(_summary(run, loop))
     run.write_summary(
         {
@@ -153,6 +151,8 @@ def _end(run: RunDir, manifest: dict[str, Any], loop: Loop) -> None:
             "verdicts": [verdict.as_dict() for verdict in judge(run)],
         }
     )
+    manifest |= {"status": DIVERGED if loop.diverged else FINISHED, "outcome": _outcome(loop)}
+    run.write_manifest(manifest)
     run.checkpoint.unlink(missing_ok=True)
 
 

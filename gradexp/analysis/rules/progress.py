@@ -74,10 +74,11 @@ def stalled(
 ) -> Verdict | None:
     """After `steps` or more, training removed less than `gain` of the loss of a constant guess.
 
-    And it goes nowhere: the last quarter's loss is less than `recent` below the third quarter's.
+    And it goes nowhere: the last quarter's loss is less than `recent` below the lowest of the
+    others, or not further below it than noise may bring it (two standard errors).
     """
     reached, totals = learning(evidence), evidence.totals
-    going_nowhere = reached.gain < gain and reached.recent_gain < recent
+    going_nowhere = reached.gain < gain and reached.recent_gain < max(recent, 2 * reached.error)
     if totals.steps < steps or not going_nowhere or diverged(evidence):
         return None
     first, *_, last = totals.loss_quarters

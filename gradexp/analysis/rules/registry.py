@@ -28,12 +28,13 @@ NO_SKILL = 0.1
 def level_by_harm(evidence: Evidence) -> Level:
     """A sign is a note in a run that learns well, critical in one that does not learn.
 
-    A run that is neither, or that was only observed, gets a warning.
+    Learning well takes good accuracy and a loss below that of a constant guess. A run that is
+    neither, or that was only observed, gets a warning.
     """
-    skill = learning(evidence).skill
-    if skill >= GOOD_SKILL:
+    reached = learning(evidence)
+    if reached.skill >= GOOD_SKILL and reached.gain > 0:
         return "note"
-    return "critical" if skill < NO_SKILL else "warning"
+    return "critical" if reached.skill < NO_SKILL else "warning"
 
 
 def level_if_persistent(evidence: Evidence, seen: Seen, share: float) -> Level:

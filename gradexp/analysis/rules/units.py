@@ -47,7 +47,7 @@ def dead_layer(evidence: Evidence) -> Verdict | None:
 
 @RULES.register("dying", source="Maas et al. 2013; Lu et al. 2019")
 def dying(
-    evidence: Evidence, *, share: UnitInterval = 0.4, noted: UnitInterval = 0.1
+    evidence: Evidence, *, share: UnitInterval = 0.5, noted: UnitInterval = 0.1
 ) -> Verdict | None:
     """More than `share` of all units are dead at the last probe; from `noted` on it is a note.
 

@@ -1,0 +1,35 @@
+"""How errors reach the user: one message on stderr, an exit code, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import typer
+
+from gradexp.errors import GradexpError, RunError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RUN_FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+
+
+def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn the program's own errors into a message and an exit code."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except GradexpError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(RUN_FAILED if isinstance(error, RunError) else WRONG_INPUT) from None
+        except KeyboardInterrupt:
+            again = " ".join(["gradexp", *sys.argv[1:]])
+            typer.echo(f"\ninterrupted; to go on: {again.replace(' --fresh', '')}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return wrapped

@@ -1,0 +1,40 @@
+"""`gradexp run`: the run itself, and what is said at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from gradexp.analysis import judge, reading
+from gradexp.cli.screen import screen
+from gradexp.config import load_config
+from gradexp.records import RunDir
+from gradexp.report.terminal import run_table, verdict_table
+from gradexp.train import Outcome, execute
+
+
+def run_config(path: Path, overrides: list[str], out: Path, *, fresh: bool) -> None:
+    """Carry out the run of a config; progress on stderr, results on stdout."""
+    config = load_config(path, overrides)
+    messages = Console(stderr=True)
+    outcome = execute(config, out, fresh=fresh, observer=screen(messages))
+    _say_how(outcome, messages)
+    print_results(outcome.run, Console())
+
+
+def _say_how(outcome: Outcome, messages: Console) -> None:
+    if outcome.already_done:
+        messages.print("this run was finished already; --fresh begins it anew", markup=False)
+    elif outcome.resumed_from is not None:
+        messages.print(f"this run went on from step {outcome.resumed_from}", markup=False)
+
+
+def print_results(run: RunDir, console: Console) -> None:
+    """The table per layer, the reading in one line, the verdicts, and where everything lies."""
+    console.print(run_table(run))
+    console.print()
+    console.print(reading(run), markup=False, highlight=False, soft_wrap=True)
+    console.print()
+    console.print(verdict_table(judge(run)))
+    console.print(f"\n{run.path}", markup=False, highlight=False, soft_wrap=True)
