@@ -13,13 +13,12 @@ from __future__ import annotations
 import argparse
 import io
 import re
-import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -154,17 +153,25 @@ def alarms_of_ours(run: RunDir) -> set[str]:
 
 
 def run_suite(folder: Path, seeds: Sequence[int]) -> None:
-    """Run every config from scratch, two at a time."""
-    jobs = [(config, seed) for config in sorted(SUITE.glob("*.yaml")) for seed in seeds]
+    """Run every config from scratch, in two processes of one thread each."""
+    configs = sorted(SUITE.glob("*.yaml"))
+    jobs = [(config, seed, folder) for config in configs for seed in seeds]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        list(pool.map(_run, jobs))
 
-    def run(job: tuple[Path, int]) -> None:
-        config, seed = job
-        command = [sys.executable, "-m", "gradexp", "run", config, "--out", folder]
-        command += ["--set", f"seed={seed}", "--device", "cpu"]
-        subprocess.run(command, check=True, capture_output=True)
 
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(run, jobs))
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _run(job: tuple[Path, int, Path]) -> None:
+    from gradexp.config import load_config
+    from gradexp.train import execute
+
+    config, seed, folder = job
+    execute(load_config(config, [f"seed={seed}", "device=cpu"]), folder)
 
 
 def cache(runs: Sequence[RunDir], file: Path) -> None:

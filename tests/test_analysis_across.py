@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricated_runs import Fabricated
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -27,6 +26,7 @@ from gradexp.analysis import (
 from gradexp.analysis.cells import summarize
 from gradexp.analysis.comparisons import holm
 from gradexp.errors import ConfigError, RunError
+from tests.fabricated_runs import Fabricated
 
 
 def sweep(path: Path, accuracy: dict[tuple[str, int], list[float]]) -> Collection:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricated_runs import Fabricated
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -18,6 +17,7 @@ from gradexp.analysis import evidence_of
 from gradexp.analysis.decay import decay_per_layer, over_depth
 from gradexp.analysis.evidence import MAX_CURVE_POINTS, MAX_GRADIENT_STEPS, MAX_PROBES, thin
 from gradexp.records import RunDir
+from tests.fabricated_runs import Fabricated
 
 NORMS = arrays(
     np.float64, st.tuples(st.integers(1, 4), st.integers(2, 12)), elements=st.floats(1e-30, 1e30)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fabricated_runs import Fabricated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradexp.analysis import HEALTHY, RULES, VERDICTS, Verdict, judge, load_rules, reading
 from gradexp.errors import ConfigError
+from tests.fabricated_runs import Fabricated
 
 LOST = {"loss": (2.31, 2.30), "accuracy": (0.1, 0.1)}
 GOOD = {"loss": (2.3, 0.2), "accuracy": (0.1, 0.95)}

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import EXECUTABLE, Page
-from fabricated_runs import Fabricated
 
 from gradexp.report import make_report
+from tests.chromium import EXECUTABLE, Page
+from tests.fabricated_runs import Fabricated
 
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"
 READY = "document.documentElement?.dataset.ready === 'true'"

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import yaml
-from fabricated_runs import Fabricated
 from rich.console import Console
 
 from gradexp.analysis import judge
 from gradexp.errors import ConfigError, RunError
 from gradexp.report import Outcome, make_report
 from gradexp.report.terminal import run_table, verdict_table
+from tests.fabricated_runs import Fabricated
 
 LOST = {"loss": (2.31, 2.30), "accuracy": (0.1, 0.1)}
 

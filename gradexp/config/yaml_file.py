@@ -36,6 +36,9 @@ for tag, pattern, first in (
         f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first)
     )
 
+# YAML 1.2 knows no octal numbers that merely begin with 0.
+Loader.add_constructor("tag:yaml.org,2002:int", lambda _loader, node: int(node.value))
+
 
 @dataclass(frozen=True)
 class Source:

@@ -39,17 +39,18 @@ def captured(layers: list[Layer]) -> Iterator[Capture]:
 
 
 @contextlib.contextmanager
-def undisturbed(network: Network) -> Iterator[None]:
+def undisturbed(network: Network, seed: int | None = 0) -> Iterator[None]:
     """Put the net in training mode; afterwards mode, buffers and random state are as before.
 
-    Inside, random numbers (dropout) are the same at every call.
+    Inside, random numbers (dropout) begin at the seed, or go on as they would have.
     """
     training = network.training
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
     device = next(network.parameters()).device
     state = random_state(device)
     network.train()
-    torch.manual_seed(0)
+    if seed is not None:
+        torch.manual_seed(seed)
     try:
         yield
     finally:

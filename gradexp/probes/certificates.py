@@ -78,10 +78,16 @@ def _through_block(block: Block, inputs: Bounds, found: list[Tensor]) -> Bounds:
         assert isinstance(layer, Layer)  # noqa: S101  as above
         bounds = _through_layer(layer, bounds, found)
     if block.scale is not None:
-        branch = bounds.scaled(block.scale)
-        error = 2 * ROUNDING * (inputs.largest + branch.largest)
-        bounds = Bounds(inputs.low + branch.low, inputs.high + branch.high).widened(error)
+        bounds = _through_sum(inputs, bounds.scaled(block.scale))
     return Bounds(block.pool(bounds.low), block.pool(bounds.high))
+
+
+def _through_sum(inputs: Bounds, branch: Bounds) -> Bounds:
+    """A shortcut; what is nowhere negative has a sum that is not, however it is rounded."""
+    error = 2 * ROUNDING * (inputs.largest + branch.largest)
+    wide = Bounds(inputs.low + branch.low, inputs.high + branch.high).widened(error)
+    never_below = (inputs.low >= 0) & (branch.low >= 0)
+    return Bounds(torch.where(never_below, wide.low.clamp(min=0), wide.low), wide.high)
 
 
 def _through_average(bounds: Bounds) -> Bounds:
@@ -181,7 +187,9 @@ def _through_layer_norm(norm: nn.LayerNorm | nn.GroupNorm, bounds: Bounds) -> Bo
     reach = (bounds.low[0].numel() - 1) ** 0.5
     gain, shift = (_per_unit(one, bounds.low) for one in (norm.weight, norm.bias))
     high = (gain.abs() * reach).expand_as(bounds.high)
-    error = 8 * bounds.low[0].numel() * ROUNDING * (high + shift.abs())
+    # Subtracting a rounded mean leaves a remainder, which eps alone keeps from growing.
+    remainder = gain.abs() * bounds.largest.max() / norm.eps**0.5
+    error = 8 * bounds.low[0].numel() * ROUNDING * (high + shift.abs() + remainder)
     return Bounds(shift - high, shift + high).widened(error)
 
 

@@ -39,8 +39,8 @@ class ProbeSet:
     high: Tensor
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Nearly equal batches, so that none is too small for batch statistics."""
-        count = -(-len(self.targets) // self.batch_size)
+        """Nearly equal batches of two and more, so that none is too small for batch statistics."""
+        count = min(-(-len(self.targets) // self.batch_size), max(1, len(self.targets) // 2))
         yield from zip(
             self.inputs.tensor_split(count), self.targets.tensor_split(count), strict=True
         )

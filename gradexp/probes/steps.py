@@ -6,7 +6,7 @@ for a figure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,17 +27,19 @@ class StepValues:
     Attributes:
         scalars: [steps, 4] float64, in the order of `SCALARS`.
         layers: [steps, 5, layers] float64, in the order of `PER_LAYER`.
+        updates: how many of the steps, from the first, ended in an update.
     """
 
     scalars: np.ndarray
     layers: np.ndarray
+    updates: int
 
     def __len__(self) -> int:
         return len(self.scalars)
 
-    def until(self, count: int) -> StepValues:
-        """The first `count` steps."""
-        return StepValues(self.scalars[:count], self.layers[:count])
+    def ended_before_update(self, position: int) -> StepValues:
+        """The steps up to that one, whose own update has been taken back."""
+        return StepValues(self.scalars[: position + 1], self.layers[: position + 1], position)
 
     @property
     def loss(self) -> np.ndarray:
@@ -46,56 +48,71 @@ class StepValues:
         return losses
 
 
-class StepProbe:
-    """Collects the figures of up to `capacity` steps.
+@dataclass
+class Measured:
+    """One step's figures, still on the device: norms [k], one per parameter or per layer."""
 
-    Within a step, call `gradients` after the backward pass, `clipped` when the gradients have been
-    changed, `before_update` and `after_update` around the optimizer's step, then `close`.
+    loss: Tensor
+    predicted: Tensor
+    targets: Tensor
+    raw: Tensor
+    weights: Tensor
+    unclipped: Tensor
+    clipped: Tensor
+    updates: Tensor
+
+
+class StepProbe:
+    """Collects the figures of steps until they are taken.
+
+    Within a step, call `gradients` after the backward pass, `regularized` when L1 has been added,
+    `clipped` when the gradients have been changed for good, `before_update` and `after_update`
+    around the optimizer's step, then `close`. A step only measures; what can be computed from its
+    figures is computed for many steps at once in `take`: small steps feel every operation.
     """
 
-    def __init__(self, network: Network, capacity: int) -> None:
+    def __init__(self, network: Network) -> None:
         layers = network.layers()
         self.layer_count = len(layers)
-        self.has_bias = [layer.bias is not None for layer in layers]
         self._weights = [layer.weight for layer in layers]
         biases = [layer.bias for layer in layers if layer.bias is not None]
         own = {id(parameter) for parameter in (*self._weights, *biases)}
         others = [one for one in network.parameters() if id(one) not in own]
         self._parameters = [*self._weights, *biases, *others]
+        self._bias_at = [index for index, layer in enumerate(layers) if layer.bias is not None]
         self._values = [weight.detach() for weight in self._weights]
         self._before = [torch.empty_like(value) for value in self._values]
         device = self._weights[0].device
-        self._bias_at = torch.tensor([i for i, has in enumerate(self.has_bias) if has])
-        self._bias_at = self._bias_at.to(device)
-        self._nan = torch.full((), torch.nan, dtype=wide(device), device=device)
-        size = len(SCALARS) + len(PER_LAYER) * self.layer_count
-        self._rows = torch.empty((capacity, size), dtype=wide(device), device=device)
-        self._filled = 0
+        self._nothing = torch.full((self.layer_count,), torch.nan, dtype=wide(device)).to(device)
+        self._steps: list[Measured] = []
 
     @property
     def gradient_tensors(self) -> list[Tensor]:
         """The gradients of all parameters; weights first, in layer order."""
         return [one.grad for one in self._parameters if one.grad is not None]
 
-    def gradients(self, loss: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-        """Measure before clipping; returns the total norm of the gradient, a 0-d tensor."""
-        self._loss = loss.detach()
-        self._accuracy = (logits.detach().argmax(1) == targets).to(loss.dtype).mean()
-        self._raw = self._clipped = norms(self.gradient_tensors)
-        total = torch.linalg.vector_norm(self._raw)
-        self._total = self._clipped_total = total
-        self._weight_norms = norms(self._values)
-        self._update_norms = self._nan.expand(self.layer_count)
+    @property
+    def total_norm(self) -> Tensor:
+        """The L2 norm of all gradients that are about to be clipped, a 0-d tensor."""
+        total: Tensor = torch.linalg.vector_norm(self._now.unclipped)
         return total
 
-    def total_norm(self) -> Tensor:
-        """The L2 norm of all gradients as they are now, a 0-d tensor."""
-        return torch.linalg.vector_norm(norms(self.gradient_tensors))
+    def gradients(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+        """Measure gradients and weights after the backward pass."""
+        both = norms([*self.gradient_tensors, *self._values])
+        raw, weights = both[: -self.layer_count], both[-self.layer_count :]
+        predicted = logits.detach().argmax(1)
+        self._now = Measured(
+            loss.detach(), predicted, targets, raw, weights, raw, raw, self._nothing
+        )
+
+    def regularized(self) -> None:
+        """Measure what will be clipped, L1 added."""
+        self._now.unclipped = norms(self.gradient_tensors)
 
     def clipped(self) -> None:
         """Measure again what the optimizer will get."""
-        self._clipped = norms(self.gradient_tensors)
-        self._clipped_total = torch.linalg.vector_norm(self._clipped)
+        self._now.clipped = norms(self.gradient_tensors)
 
     def before_update(self) -> None:
         """Remember the weights."""
@@ -104,50 +121,69 @@ class StepProbe:
     def after_update(self) -> None:
         """Measure how far the weights have moved."""
         torch._foreach_sub_(self._before, self._values)
-        self._update_norms = norms(self._before)
+        self._now.updates = norms(self._before)
 
     def close(self) -> None:
-        """Store the step's row."""
-        count, row = self.layer_count, self._rows[self._filled]
-        ratio = torch.where(self._total == 0, 1.0, self._clipped_total / self._total)
-        bias_norms = self._nan.expand(count).clone()
-        bias_norms[self._bias_at] = self._raw[count : count + len(self._bias_at)]
-        parts = (
-            torch.stack(
-                (self._loss.to(row.dtype), self._accuracy.to(row.dtype), self._total, ratio)
-            ),
-            self._raw[:count],
-            self._clipped[:count],
-            bias_norms,
-            self._weight_norms,
-            self._update_norms,
-        )
-        torch.cat(parts, out=row)
-        self._filled += 1
+        """Keep the step's figures."""
+        self._steps.append(self._now)
+
+    def forget(self) -> None:
+        """Begin anew without the collected steps."""
+        self._steps = []
 
     def take(self) -> StepValues:
-        """Move the collected steps to the host and begin anew."""
-        rows = self._rows[: self._filled].cpu().double().numpy().copy()
-        self._filled = 0
-        scalars, layers = rows[:, : len(SCALARS)], rows[:, len(SCALARS) :]
-        return StepValues(scalars, layers.reshape(len(rows), len(PER_LAYER), self.layer_count))
+        """Move the collected steps, at least one, to the host and begin anew."""
+        steps, self._steps = self._steps, []
+
+        def rows(name: str) -> Tensor:
+            return torch.stack([getattr(step, name) for step in steps])
+
+        loss, raw, clipped = rows("loss"), rows("raw"), rows("clipped")
+        accuracy = (rows("predicted") == rows("targets")).to(loss.dtype).mean(1)
+        total, before, after = (
+            torch.linalg.vector_norm(one, dim=1) for one in (raw, rows("unclipped"), clipped)
+        )
+        ratio = torch.where(before == 0, 1.0, after / before)
+        count, biases = self.layer_count, self._nothing.repeat(len(steps), 1)
+        biases[:, self._bias_at] = raw[:, count : count + len(self._bias_at)]
+        layers = raw[:, :count], clipped[:, :count], biases, rows("weights"), rows("updates")
+        return StepValues(
+            _on_host(torch.stack((loss.to(raw.dtype), accuracy.to(raw.dtype), total, ratio), 1)),
+            _on_host(torch.stack(layers, 1)),
+            sum(step.updates is not self._nothing for step in steps),
+        )
 
 
-def gradient_lines(
-    steps: Iterable[tuple[int, np.ndarray]], names: list[str], has_bias: list[bool], updated: bool
-) -> str:
-    """Rows of `gradients.csv` as text, for (step, [5, layers]) pairs.
+def _on_host(values: Tensor) -> np.ndarray:
+    return values.cpu().double().numpy()
 
-    Formatted by one template per step: formatting is the larger part of the cost of a small step.
+
+@dataclass(frozen=True)
+class LayerNorms:
+    """One step's figures per layer, [5, layers], and whether the step ended in an update."""
+
+    step: int
+    values: np.ndarray
+    updated: bool
+
+
+def gradient_lines(steps: Sequence[LayerNorms], names: list[str], has_bias: list[bool]) -> str:
+    """Rows of `gradients.csv` as text.
+
+    One template for all of them: formatting is the larger part of the cost of a small step.
     """
+    templates = {updated: _template(names, has_bias, updated) for updated in (True, False)}
+    table = np.empty((len(steps), len(names), 1 + len(PER_LAYER)))
+    for cells, one in zip(table, steps, strict=True):
+        cells[:, 0], cells[:, 1:] = one.step, one.values.T
+    lines = "".join([templates[one.updated] for one in steps])
+    return lines % tuple(table.ravel().tolist())
+
+
+def _template(names: list[str], has_bias: list[bool], updated: bool) -> str:
     number, none = "%.9g", "%.0s"
-    template = "".join(
+    return "".join(
         f"%d,{index},{name.replace('%', '%%')},{number},{number},{number if bias else none},"
         f"{number},{number if updated else none}\n"
         for index, (name, bias) in enumerate(zip(names, has_bias, strict=True), start=1)
     )
-    lines = []
-    for step, values in steps:
-        table = np.column_stack((np.full(values.shape[1], float(step)), values.T))
-        lines.append(template % tuple(table.ravel().tolist()))
-    return "".join(lines)

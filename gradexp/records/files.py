@@ -58,7 +58,7 @@ def _plain(value: Any) -> Any:
 
 
 class TableWriter:
-    """Appends rows to one CSV file; what `flush` returned from is on its way to the disk.
+    """Appends rows to one CSV file; what `append` returned from survives a kill of the process.
 
     `offset` continues a file after that many bytes: whatever stands behind them is cut off.
     """
@@ -66,7 +66,8 @@ class TableWriter:
     def __init__(self, path: Path, table: Table, offset: int = 0) -> None:
         self.path = path
         try:
-            self._file = path.open("r+b" if path.exists() else "w+b")
+            # Unbuffered: what could not be written must not be tried again when the file closes.
+            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
             self._file.truncate(offset)
             self._file.seek(offset)
         except OSError as error:
@@ -83,9 +84,10 @@ class TableWriter:
         self._write(lines)
 
     def _write(self, text: str) -> None:
+        content = memoryview(text.encode())
         try:
-            self._file.write(text.encode())
-            self._file.flush()
+            while content:
+                content = content[self._file.write(content) :]
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}") from error
 

@@ -223,7 +223,8 @@ STEPS = Table(
         Column(
             "clip_coefficient",
             "float",
-            "norm of the gradient after clipping over the norm before; nan where it is not finite",
+            "norm of the gradient (L1 added) after clipping over the norm before; nan where it is "
+            "not finite",
             "ratio",
         ),
         Column(

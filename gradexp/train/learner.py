@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from gradexp.config import Config
@@ -21,14 +20,14 @@ EVALUATION_BATCH = 1024
 class Learner:
     """Everything that changes while a run trains, and nothing that writes."""
 
-    def __init__(self, config: Config, device: torch.device, capacity: int) -> None:
+    def __init__(self, config: Config, device: torch.device) -> None:
         self.device = device
         self.data = load_data(config, device)
         self.network = build_network(config).to(device)
         self.batches = Batches(
             self.data, config.data.batch_size, config.data.augment.make(), config.seed
         )
-        self.step_probe = StepProbe(self.network, capacity)
+        self.step_probe = StepProbe(self.network)
         self._optimizer = _optimizer(config, self.network)
         self._schedule = config.train.schedule.make()
         self._clip = config.train.clip.make()
@@ -46,12 +45,12 @@ class Learner:
         logits = self.network(inputs)
         loss = F.cross_entropy(logits, targets)
         loss.backward()
-        total_norm = self.step_probe.gradients(loss, logits, targets)
+        self.step_probe.gradients(loss, logits, targets)
         if self._l1 or self._clip:
-            self._regularize_and_clip(total_norm)
+            self._regularize_and_clip()
             self.step_probe.clipped()
 
-    def _regularize_and_clip(self, total_norm: Tensor) -> None:
+    def _regularize_and_clip(self) -> None:
         """Add the L1 subgradient of the weights, then clip what came of it."""
         gradients = self.step_probe.gradient_tensors
         if self._l1:
@@ -59,9 +58,9 @@ class Learner:
                 weights = [layer.weight for layer in self.network.layers()]
                 signs = torch._foreach_sign(weights)
                 torch._foreach_add_(gradients[: len(weights)], signs, alpha=self._l1)
-            total_norm = self.step_probe.total_norm()
+            self.step_probe.regularized()
         if self._clip:
-            self._clip(gradients, total_norm)
+            self._clip(gradients, self.step_probe.total_norm)
 
     def step(self, step: int, total: int) -> None:
         """One optimizer update, measured."""

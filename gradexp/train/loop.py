@@ -17,6 +17,7 @@ from gradexp.probes.nonfinite import (
     first_bad_step,
     locate_by_forward,
     locate_by_norms,
+    locate_by_probe,
 )
 from gradexp.probes.steps import PER_LAYER, StepValues
 from gradexp.probes.units import UnitLedger
@@ -27,7 +28,7 @@ from gradexp.train.observer import Observer, Progress, Start
 from gradexp.train.plan import probe_steps, total_steps
 from gradexp.train.recording import Recording
 
-CHUNK_STEPS = 64
+CHUNK_STEPS = 256
 CHUNK_SECONDS = 0.5  # a chunk of slow steps ends sooner, so that tables and screen keep up
 
 
@@ -48,7 +49,8 @@ class Loop:
         self.names = [layer.spec.name for layer in self.layers]
         self.ledger = UnitLedger()
         self.ledger.load(state.get("ledger", {}))
-        if "learner" in state:
+        self.resumed = "learner" in state
+        if self.resumed:
             learner.load(state["learner"])
         self.recording = Recording(
             run, self.layers, config.probe.gradients_every, state.get("recording", {})
@@ -71,21 +73,29 @@ class Loop:
         self.observer.started(
             Start(self.config.name, self.names, self.total, self.per_epoch, self.step)
         )
-        if self.step == 0:
-            self._probe()
+        with self.recording:
+            if not self.resumed:
+                self._begin()
+            while self.step < self.total and not self.diverged:
+                self._chunk_or_checkpoint(checkpoints)
+            self.recording.finish()
+
+    def _begin(self) -> None:
+        self._probe()
         if self.total == 0:
             self._observe_initialization()
-        while self.step < self.total and not self.diverged:
-            state = self.state()
-            if checkpoints.due():
-                self.recording.sync()
-                checkpoints.save(state)
-            try:
-                self._chunk(state)
-            except KeyboardInterrupt:
-                checkpoints.save(state)
-                raise
-        self.recording.close()
+
+    def _chunk_or_checkpoint(self, checkpoints: Checkpoints) -> None:
+        """A chunk of steps; what an interrupt would cost is saved before it is lost."""
+        state = self.state()
+        if checkpoints.due():
+            self.recording.sync()
+            checkpoints.save(state)
+        try:
+            self._chunk(state["learner"])
+        except KeyboardInterrupt:
+            checkpoints.save(state)
+            raise
 
     def state(self) -> State:
         """Everything that decides how the run goes on."""
@@ -104,9 +114,11 @@ class Loop:
         self.learner.observe_only()
         values = self.learner.step_probe.take()
         seconds = time.perf_counter() - began
-        self.recording.steps(0, values, 1, self._lr, seconds, updated=False)
-        self._note_test(self.learner.evaluate())
         self._look_for_nonfinite(0, values)
+        if not np.isfinite(values.loss).all():
+            self._end_here()
+        self.recording.steps(0, values, 1, self._lr, seconds)
+        self._note_test(self.learner.evaluate())
 
     def _chunk(self, before: State) -> None:
         """Steps up to the next probe, epoch end or flush; then whatever is due there."""
@@ -119,11 +131,9 @@ class Loop:
         seconds = time.perf_counter() - began
         self._look_for_nonfinite(start, values)
         if not np.isfinite(values.loss).all():
-            values = self._go_back_to_divergence(before["learner"], start, values)
+            values = self._go_back_to_divergence(before, start, values)
         epoch = self.learner.batches.epoch_of(start)
         self.recording.steps(start, values, epoch, self._lr, seconds)
-        if self.nonfinite:
-            self.recording.flight_recorder()
         self._report(values)
         self._at_boundary(epoch)
 
@@ -137,7 +147,11 @@ class Loop:
         """Find a gradient or weight that stopped being finite while the loss still was."""
         bad = first_bad_step(values)
         if self.nonfinite is None and bad is not None and np.isfinite(values.loss[bad]):
-            self.nonfinite = locate_by_norms(values, bad, start + bad, self.names)
+            self._note_nonfinite(locate_by_norms(values, bad, start + bad, self.names))
+
+    def _note_nonfinite(self, event: NonFinite) -> None:
+        self.nonfinite = event
+        self.recording.event = event.step
 
     def _go_back_to_divergence(self, before: State, start: int, values: StepValues) -> StepValues:
         """Repeat the chunk up to the first bad loss: the run ends there, without that update."""
@@ -145,14 +159,18 @@ class Loop:
         self.learner.load(before)
         for step in range(start, start + count):
             self.learner.step(step, self.total)
-        self.learner.step_probe.take()
+        self.learner.step_probe.forget()
         self.step = start + count
+        self._end_here()
+        return values.ended_before_update(count)
+
+    def _end_here(self) -> None:
+        """The loss of the step at hand is not finite: find out why, unless that is known."""
         self.diverged = True
         if self.nonfinite is None:
             inputs, _ = self.learner.batches.batch(self.step)
             network = self.learner.network
-            self.nonfinite = locate_by_forward(network, inputs, self.step, self.names)
-        return values.until(count + 1)
+            self._note_nonfinite(locate_by_forward(network, inputs, self.step, self.names))
 
     def _at_boundary(self, epoch: int) -> None:
         if self.step % self.per_epoch == 0 or self.step == self.total or self.diverged:
@@ -161,7 +179,8 @@ class Loop:
             self.last |= {"epochs": epoch, "train_loss": loss, "train_accuracy": accuracy}
             self._note_test(test)
             self.observer.epoch_ended(epoch, *test)
-        if self.step in self.probe_steps or self.diverged:
+        # A chunk begins where the last probe was: a loss that ends it there was looked at already.
+        if (self.step in self.probe_steps) != self.diverged:
             self._probe()
 
     def _note_test(self, test: tuple[float, float]) -> None:
@@ -171,6 +190,9 @@ class Loop:
         began = time.perf_counter()
         rows = probe(self.learner.network, self.probe_set, self.ledger, self.step)
         self.recording.probe(rows)
+        found = locate_by_probe(self.learner.network, rows.signal, self.step, self.names)
+        if self.nonfinite is None and found is not None:
+            self._note_nonfinite(found)
         self.recording.add_seconds(time.perf_counter() - began)
 
     def _lr(self, step: int) -> float:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from gradexp.nn.network import Layer
 from gradexp.probes.looking import ProbeRows
-from gradexp.probes.steps import StepValues, gradient_lines
+from gradexp.probes.steps import LayerNorms, StepValues, gradient_lines
 from gradexp.records import RunDir, TableWriter
 
 FLIGHT_RECORDER_STEPS = 50
@@ -20,7 +20,7 @@ class Recording:
     """The open tables of a run, and what is not written yet.
 
     With `every` above 1 only each `every`-th step goes to `gradients.csv`; the newest 50 steps
-    wait, so that all of them can be written when something becomes non-finite.
+    wait, so that all of them can be written when something becomes non-finite at the step `event`.
     """
 
     def __init__(self, run: RunDir, layers: list[Layer], every: int, state: dict[str, Any]) -> None:
@@ -31,8 +31,10 @@ class Recording:
         self._names = [layer.spec.name for layer in layers]
         self._has_bias = [layer.bias is not None for layer in layers]
         self._every = every
-        self._waiting: list[tuple[int, np.ndarray]] = [
-            (step, np.array(values)) for step, values in state.get("waiting", [])
+        self.event: int | None = state.get("event")
+        self._waiting = [
+            LayerNorms(step, np.array(values), updated)
+            for step, values, updated in state.get("waiting", [])
         ]
         self._epoch_sums = np.array(state.get("epoch_sums", [0.0] * 4))
 
@@ -40,7 +42,8 @@ class Recording:
         """For a checkpoint: how long each table is, and what is still to be written."""
         return {
             "offsets": {name: writer.offset for name, writer in self._writers.items()},
-            "waiting": [(step, values.tolist()) for step, values in self._waiting],
+            "event": self.event,
+            "waiting": [(one.step, one.values.tolist(), one.updated) for one in self._waiting],
             "epoch_sums": self._epoch_sums.tolist(),
         }
 
@@ -51,8 +54,6 @@ class Recording:
         epoch: int,
         lr: Callable[[int], float],
         seconds: float,
-        *,
-        updated: bool = True,
     ) -> None:
         """Write consecutive steps of one epoch that took `seconds` together."""
         each = seconds / len(values)
@@ -61,24 +62,22 @@ class Recording:
             for index, (loss, accuracy, norm, ratio) in enumerate(values.scalars.tolist())
         )
         self._epoch_sums += (*values.scalars[:, :2].sum(0), len(values), seconds)
-        self._waiting += [(first + index, row) for index, row in enumerate(values.layers)]
+        self._waiting += [
+            LayerNorms(first + index, row, index < values.updates)
+            for index, row in enumerate(values.layers)
+        ]
         keep = FLIGHT_RECORDER_STEPS if self._every > 1 else 0
         ready = max(0, len(self._waiting) - keep)
-        self._write_gradients(self._waiting[:ready], updated=updated)
+        self._write_gradients(self._waiting[:ready])
         self._waiting = self._waiting[ready:]
 
-    def _write_gradients(self, steps: list[tuple[int, np.ndarray]], *, updated: bool) -> None:
-        due = [item for item in steps if item[0] % self._every == 0]
-        self._writers["gradients"].append_text(
-            gradient_lines(due, self._names, self._has_bias, updated)
-        )
+    def _write_gradients(self, steps: list[LayerNorms]) -> None:
+        due = [one for one in steps if one.step % self._every == 0 or self._leads_up(one.step)]
+        self._writers["gradients"].append_text(gradient_lines(due, self._names, self._has_bias))
 
-    def flight_recorder(self) -> None:
-        """Write every step that waits, whatever the cadence."""
-        self._writers["gradients"].append_text(
-            gradient_lines(self._waiting, self._names, self._has_bias, updated=True)
-        )
-        self._waiting = []
+    def _leads_up(self, step: int) -> bool:
+        """Whether the flight recorder keeps this step, whatever the cadence."""
+        return self.event is not None and 0 <= self.event - step <= FLIGHT_RECORDER_STEPS
 
     def epoch(self, epoch: int, step: int, test: tuple[float, float]) -> tuple[float, float]:
         """Close an epoch; returns its mean training loss and accuracy."""
@@ -102,10 +101,15 @@ class Recording:
         for writer in self._writers.values():
             writer.sync()
 
-    def close(self) -> None:
-        """Write what still waits at the usual cadence, and close the tables."""
-        self._write_gradients(self._waiting, updated=True)
+    def finish(self) -> None:
+        """Write what still waits."""
+        self._write_gradients(self._waiting)
         self._waiting = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
         for writer in self._writers.values():
             writer.close()
 

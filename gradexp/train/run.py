@@ -20,7 +20,7 @@ from gradexp.records import DIVERGED, FAILED, FINISHED, RUNNING, RunDir, write_a
 from gradexp.train import checkpoint
 from gradexp.train.device import environment, make_repeatable, pick
 from gradexp.train.learner import Learner
-from gradexp.train.loop import CHUNK_STEPS, Loop
+from gradexp.train.loop import Loop
 from gradexp.train.observer import Observer
 from gradexp.train.recording import write_layers
 
@@ -83,7 +83,7 @@ def _carry_out(config: Config, run: RunDir, observer: Observer, seconds: float) 
     manifest = _begin(config, run, device, state)
     try:
         with _failure_on_record(run, manifest):
-            learner = Learner(config, device, CHUNK_STEPS)
+            learner = Learner(config, device)
             manifest["data"] = {
                 "fingerprint": learner.data.fingerprint,
                 "notes": list(learner.data.notes),
@@ -151,9 +151,8 @@ def _end(run: RunDir, manifest: dict[str, Any], loop: Loop) -> None:
             "verdicts": [verdict.as_dict() for verdict in judge(run)],
         }
     )
-    manifest |= {"status": DIVERGED if loop.diverged else FINISHED, "outcome": _outcome(loop)}
-    run.write_manifest(manifest)
     run.checkpoint.unlink(missing_ok=True)
+    manifest |= {"status": DIVERGED if loop.diverged else FINISHED, "outcome": _outcome(loop)}
 
 
 def _outcome(loop: Loop) -> str:

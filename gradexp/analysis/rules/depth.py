@@ -39,10 +39,10 @@ def vanishing(
     if evidence.non_finite or not seen.any():
         return None
     at = int(np.flatnonzero(seen)[-1])
-    level = level_if_persistent(evidence, seen, persistence)
-    norms = evidence.probes.pre_grad_norm[at]
-    if depth.zero_layers[at] and not _underflows(norms):
+    if depth.zero_layers[at] and not _underflows(evidence.probes.pre_grad_norm[at]):
+        level = level_if_persistent(evidence, seen, 0)  # what is off stays off: once is enough
         return _exactly_zero(evidence, seen, at, level)
+    level = level_if_persistent(evidence, seen, persistence)
     return _falling(evidence, seen, at, level, decades)
 
 

@@ -13,7 +13,7 @@ from gradexp.report.figures.layout import Layout
 from gradexp.report.figures.theme import VERDICT_COLORS, config
 from gradexp.report.output import write_output
 from gradexp.report.overview import Overview
-from gradexp.report.page.content import MAX_DETAILED, page_content
+from gradexp.report.page.content import page_content
 from gradexp.report.rows import LEGEND, comparison_rows, overview_rows
 
 HERE = Path(__file__).parent
@@ -22,19 +22,21 @@ INK = {"light": ("#1a1d21", "#d8dce1"), "dark": ("#e6e8eb", "#474c53")}  # text,
 
 def write_page(overview: Overview, path: Path) -> list[str]:
     """Write the page; returns what was done, one line each."""
-    content = render(overview).encode()
+    data = page_content(Layout(overview))
+    content = render(overview, data).encode()
     write_output(path, content)
     lines = [f"page ({len(content) / 1e6:.1f} MB): {path}"]
-    if len(overview.cells) > MAX_DETAILED:
+    shown = sum(bool(cell["figures"]) for cell in data["cells"])
+    if shown < len(overview.cells):
         lines.append(
-            f"The page shows the evidence of {MAX_DETAILED} of {len(overview.cells)} cells, the "
-            "sickest; report fewer runs to see that of others."
+            f"The page shows the figures of {shown} of {len(overview.cells)} cells, the sickest; "
+            "report fewer runs to see those of others."
         )
     return lines
 
 
-def render(overview: Overview) -> str:
-    """The whole page. Everything that came from a config is escaped."""
+def render(overview: Overview, data: dict[str, Any]) -> str:
+    """The whole page around its data. Everything that came from a config is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -51,7 +53,7 @@ def render(overview: Overview) -> str:
         degradation=comparison_rows(overview.degradation),
         comparisons=comparison_rows(overview.comparisons),
         colors=VERDICT_COLORS,
-        data=_json(page_content(place) | {"themes": themes}),
+        data=_json(data | {"themes": themes}),
         style=_inline("page.css"),
         libraries=_libraries(),
         script=_inline("page.js"),

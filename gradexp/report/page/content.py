@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from gradexp.analysis import HEALTHY, Cell, Verdict
@@ -12,13 +13,12 @@ from gradexp.report.figures.layout import Layout
 from gradexp.report.figures.within import CELL_FIGURES, evidence_of_cell
 from gradexp.report.overview import Overview, by_severity, value_text
 
-MAX_DETAILED = 1500
+MAX_BYTES = 12_000_000  # for the data of all cells' figures; what a browser opens at once
 
 
 def page_content(place: Layout) -> dict[str, Any]:
     """Plain data: the figures' specifications once, the data of each cell compactly."""
     overview = place.overview
-    detailed = {id(cell) for cell in sorted(overview.cells, key=by_severity)[:MAX_DETAILED]}
     return {
         "across": [
             {
@@ -33,14 +33,25 @@ def page_content(place: Layout) -> dict[str, Any]:
             figure.name: {"title": figure.title, "spec": specification(figure.name, figure.chart())}
             for figure in CELL_FIGURES
         },
-        "cells": [
-            _cell(overview, cell, with_figures=id(cell) in detailed) for cell in overview.cells
-        ],
+        "cells": _cells(overview),
         "first": min(range(len(overview.cells)), key=lambda i: by_severity(overview.cells[i])),
     }
 
 
-def _cell(overview: Overview, cell: Cell, *, with_figures: bool) -> dict[str, Any]:
+def _cells(overview: Overview) -> list[dict[str, Any]]:
+    """All cells; the sickest keep their figures while there is room for them."""
+    contents = {id(cell): _cell(overview, cell) for cell in overview.cells}
+    left = MAX_BYTES
+    for cell in sorted(overview.cells, key=by_severity):
+        figures = _figures(cell)
+        left -= len(json.dumps(figures))
+        if left < 0:
+            break
+        contents[id(cell)]["figures"] = figures
+    return list(contents.values())
+
+
+def _cell(overview: Overview, cell: Cell) -> dict[str, Any]:
     own = {
         key: value
         for key, value in cell.runs[0].config.items()
@@ -51,7 +62,7 @@ def _cell(overview: Overview, cell: Cell, *, with_figures: bool) -> dict[str, An
         "runs": [f"{run.directory.name}: {run.status}" for run in cell.runs],
         "verdicts": _verdicts(cell),
         "config": {key: value_text(value) for key, value in own.items()},
-        "figures": _figures(cell) if with_figures else {},
+        "figures": {},
     }
 
 

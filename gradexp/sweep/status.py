@@ -1,0 +1,113 @@
+"""`gradexp status`: the state of every cell, and why a cell failed."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gradexp.records import FAILED, RUNNING
+from gradexp.sweep.directory import SweepDir, read_csv
+from gradexp.sweep.table import INTERRUPTED, PLANNED, STATES, Row, RunTable, mean_seconds
+from gradexp.sweep.view import duration
+
+STYLES = {FAILED: "bold red", "diverged": "yellow", RUNNING: "cyan", PLANNED: "dim"}
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """Where a sweep stands.
+
+    Attributes:
+        directory: the sweep directory.
+        axes: the names of its axes.
+        rows: one row a cell, in the order of the plan, as in `runs.csv`.
+        live: whether a sweep is at work there now.
+    """
+
+    directory: Path
+    axes: list[str]
+    rows: list[Row]
+    live: bool
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many cells are in each state."""
+        return Counter(row["status"] for row in self.rows)
+
+
+def status(path: Path) -> SweepStatus:
+    """The state of every cell of a sweep directory.
+
+    Raises:
+        RunError: it is not a sweep directory, or it cannot be read.
+    """
+    sweep = SweepDir.open(path)
+    columns, _ = sweep.read_plan()
+    axes = [name for name in columns if name not in ("id", "run")]
+    live = _at_work(sweep)
+    rows = read_csv(sweep.table)[1] if live else list(RunTable(sweep).rows.values())
+    return SweepStatus(path, axes, rows, live)
+
+
+def _at_work(sweep: SweepDir) -> bool:
+    """Whether somebody holds the lock; it is only tried, never kept."""
+    try:
+        with sweep.lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+def status_table(found: SweepStatus) -> RenderableType:
+    """One row a cell, the errors in full below, and the counts."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (*found.axes, "status", "verdict"):
+        table.add_column(name, overflow="fold")
+    for row in found.rows:
+        style = STYLES.get(row["status"], "")
+        table.add_row(
+            *(Text(row.get(name, "")) for name in found.axes),
+            Text(row["status"], style),
+            Text(row.get("verdict", "")),
+        )
+    return Group(table, *_errors(found), Text(f"\n{summary_line(found)}"))
+
+
+def _errors(found: SweepStatus) -> list[Text]:
+    """Why each failed cell failed, and where its traceback lies."""
+    texts = []
+    for row in found.rows:
+        if row["status"] != FAILED:
+            continue
+        run = SweepDir(found.directory).run(row["run"])
+        traceback = run.path / "traceback.txt"
+        where = traceback if traceback.is_file() else run.path
+        texts.append(Text(f"\nfailed {row['run']}: {row['error']}\n  {where}", "red"))
+    return texts
+
+
+def summary_line(found: SweepStatus) -> str:
+    """Counts in words, what is left, and how to go on."""
+    counts = found.counts
+    parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+    line = f"{len(found.rows)} cells: {', '.join(parts)}"
+    undone = sum(counts[state] for state in (PLANNED, RUNNING, INTERRUPTED))
+    each = mean_seconds(found.rows)
+    if undone and not math.isnan(each):
+        line += f"; about {duration(each * undone)} of work left"
+    if found.live:
+        return f"{line}. A sweep is at work."
+    if undone:
+        return f"{line}. The same sweep command goes on."
+    retry = " --retry-failed runs the failed cells again." if counts[FAILED] else ""
+    return f"{line}.{retry}"

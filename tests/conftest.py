@@ -1,0 +1,77 @@
+"""Shared by all tests: where real data lies, and running the program as users do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradexp.config import load_config
+from gradexp.records import RunDir
+from gradexp.train import execute
+
+ROOT = Path(__file__).parent.parent
+# Several test processes share few cores: one thread each, here and in processes they start.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+Result = subprocess.CompletedProcess[str]
+Cli = Callable[..., Result]
+Train = Callable[..., RunDir]
+
+TINY = """
+name: tiny
+data: {dataset: digits, batch_size: 32, train_examples: 256}
+model: {family: mlp, depth: 3, width: 16}
+train: {steps: 12, optimizer: {name: sgd, lr: 0.1, momentum: 0.9}}
+probe: {every: 4, examples: 64}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A config file of a net that trains in a blink."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run the program in an empty folder; returns exit code, stdout and stderr."""
+
+    def run(*arguments: str | Path, **environment: str) -> Result:
+        return subprocess.run(
+            [sys.executable, "-m", "gradexp", *map(str, arguments)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+            env={**os.environ, "COLUMNS": "100", **environment},
+        )
+
+    return run
+
+
+@pytest.fixture
+def train(tiny: Path, tmp_path: Path) -> Train:
+    """Carry out the tiny run with some settings changed."""
+
+    def run(*overrides: str, parent: str = "runs") -> RunDir:
+        return execute(load_config(tiny, overrides), tmp_path / parent).run
+
+    return run
+
+
+def real_data() -> Path:
+    """The folder of the real data sets; without one the test is skipped, and says so."""
+    folder = os.environ.get("GRADEXP_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("GRADEXP_DATA names no folder with MNIST and CIFAR-10: real data not tested")
+    return Path(folder)

@@ -1,0 +1,235 @@
+"""Sweeps in local processes: failures stay with their cell, damage mends, nothing done is lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from gradexp.errors import RunError
+from gradexp.records import RunDir
+from gradexp.sweep import (
+    SweepOptions,
+    SweepOutcome,
+    plan_sweep,
+    run_sweep,
+    status,
+    status_table,
+    summary_line,
+    sweep_view,
+)
+from tests.sweeps import repeatable, rows, start, states, workers_of, write_config
+
+DEPTHS = "model.depth=2,3"
+
+
+def _sweep(folder: Path, *grid: str, **options: object) -> SweepOutcome:
+    config = folder / "tiny.yaml"
+    if not config.exists():
+        write_config(folder)
+    options = {"workers": 1, **options}
+    return run_sweep(plan_sweep(config, [], grid), folder / "out", SweepOptions(**options))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config and a finished sweep of four cells, to be copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert _sweep(folder, DEPTHS, "seed=0,1").exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def test_what_is_done_is_not_done_again_and_a_changed_grid_adds(copied: Path) -> None:
+    before = repeatable(copied / "out")
+    outcome = _sweep(copied, DEPTHS, "seed=0,1")
+    assert (outcome.already_done, outcome.counts) == (4, {"finished": 4})
+    outcome = _sweep(copied, DEPTHS, "model.activation=elu", "seed=0")
+    assert (outcome.already_done, outcome.counts) == (0, {"finished": 2})
+    table = rows(copied / "out" / "runs.csv")
+    assert [row["status"] for row in table] == ["finished"] * 6
+    assert [row["model.activation"] for row in table] == ["elu"] * 2 + [""] * 4
+    after = repeatable(copied / "out")
+    assert {name: after[name] for name in before if "/" in name} == {
+        name: content for name, content in before.items() if "/" in name
+    }
+
+
+def test_damaged_files_mend_themselves(copied: Path) -> None:
+    """A summary, a manifest, and the tables of the sweep itself, each cut in half."""
+    out, expected = copied / "out", repeatable(copied / "out")
+    first, second, *_ = sorted((out / "runs").iterdir())
+    for path in (first / "summary.json", second / "manifest.json", out / "runs.csv"):
+        _cut_in_half(path)
+    (out / "plan.csv").write_text((out / "plan.csv").read_text()[:-15])
+    assert status(out).counts["interrupted"] == 2
+    outcome = _sweep(copied, DEPTHS, "seed=0,1")
+    assert (outcome.already_done, outcome.exit_code) == (2, 0)
+    assert repeatable(out) == expected
+
+
+@pytest.mark.parametrize("damaged", ["checkpoint.pt", "steps.csv", None])
+def test_an_interrupted_cell_with_damaged_files_is_finished(copied: Path, damaged: str) -> None:
+    out = copied / "out"
+    config = plan_sweep(copied / "tiny.yaml", [], [DEPTHS, "seed=0,1"])
+    many = ["train.steps=3000"]
+    process = start(copied / "tiny.yaml", out, *many, workers=1)
+    while not list(out.glob("runs/*/checkpoint.pt")):
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.kill()
+    process.wait()
+    del config
+    if damaged:
+        _cut_in_half(next(out.glob("runs/*/checkpoint.pt")).parent / damaged)
+    outcome = _sweep(copied, *many)
+    assert outcome.counts == {"finished": 1}
+    run = next(path.parent for path in out.glob("runs/*/summary.json") if _steps(path) == 3000)
+    assert RunDir(run).read("steps")["step"].tolist() == list(range(3000))
+
+
+def _steps(summary: Path) -> int:
+    return int(RunDir(summary.parent).read_summary()["steps"])
+
+
+def _cut_in_half(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def test_a_failing_cell_stops_no_other_and_runs_again_only_when_asked(tmp_path: Path) -> None:
+    modes = "data.mode=error,memory,killed,fine"
+    outcome = _sweep(tmp_path, modes)
+    assert outcome.exit_code == 1
+    assert states(tmp_path / "out") == ["failed"] * 3 + ["finished"]
+    errors = [row["error"] for row in rows(tmp_path / "out" / "runs.csv")]
+    assert errors[0] == "ValueError: this cell is meant to fail"
+    assert "the worker ran out of memory, 2 times" in errors[1]
+    assert "the worker was killed by signal 9, 2 times" in errors[2]
+    traceback = tmp_path / "out" / "runs" / next(iter(outcome.failures)) / "traceback.txt"
+    assert "this cell is meant to fail" in traceback.read_text()
+
+    again = _sweep(tmp_path, modes)
+    assert (again.already_done, again.exit_code) == (4, 1)
+    (tmp_path / "parts.py").write_text(
+        (tmp_path / "parts.py").read_text().replace('if mode == "error"', "if False")
+    )
+    shown = Console(width=200, record=True, file=Path(os.devnull).open("w"))  # noqa: SIM115  closed at exit
+    shown.print(status_table(status(tmp_path / "out")))
+    assert "ValueError: this cell is meant to fail" in shown.export_text()
+
+
+def test_failed_cells_run_again_with_retry_failed(tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    grid = ("data.mode=fine,killed_once", f"data.marker={marker}")
+    assert _sweep(tmp_path, *grid).counts == {"finished": 2}
+    record = RunDir(tmp_path / "out" / "runs" / rows(tmp_path / "out" / "plan.csv")[0]["run"])
+    record.write_manifest({**record.read_manifest(), "status": "failed", "error": "made up"})
+    assert _sweep(tmp_path, *grid).counts == {"finished": 1, "failed": 1}
+    assert _sweep(tmp_path, *grid, retry_failed=True).counts == {"finished": 2}
+
+
+def test_fail_fast_stops_after_the_first_failure(tmp_path: Path) -> None:
+    outcome = _sweep(tmp_path, "data.mode=error,fine", "seed=0,1,2,3", fail_fast=True)
+    assert outcome.exit_code == 1
+    assert outcome.counts["failed"] == 1
+    assert outcome.counts["planned"] >= 6
+
+
+def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
+    outcome = _sweep(tmp_path, "train.optimizer.lr=1e30")
+    assert (outcome.counts, outcome.exit_code) == ({"diverged": 1}, 0)
+    assert _sweep(tmp_path, "train.optimizer.lr=1e30").already_done == 1
+
+
+def test_ctrl_c_keeps_checkpoints_and_the_same_command_goes_on(copied: Path) -> None:
+    config, out = copied / "tiny.yaml", copied / "out"
+    grid = ("train.steps=2000", "seed=0,1")
+    process = start(config, out, *grid, checkpoint_seconds=1000.0)
+    while len(list(out.glob("runs/*/steps.csv"))) < 6:
+        time.sleep(0.01)
+    assert status(out).live
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert states(out)[:2] == ["interrupted"] * 2
+    assert len(list(out.glob("runs/*/checkpoint.pt"))) == 2
+    assert "The same sweep command goes on." in summary_line(status(out))
+    outcome = _sweep(copied, *grid)
+    assert outcome.counts == {"finished": 2}
+
+
+def test_a_second_ctrl_c_ends_at_once(copied: Path) -> None:
+    config, out = copied / "tiny.yaml", copied / "out"
+    process = start(config, out, "train.steps=100000")
+    while not any(path.stat().st_size > 1000 for path in out.glob("runs/*/steps.csv")):
+        time.sleep(0.01)
+    workers = workers_of(process)
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode != 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_a_second_sweep_on_the_directory_is_refused(copied: Path) -> None:
+    process = start(copied / "tiny.yaml", copied / "out", "train.steps=100000")
+    while not process.poll() and not workers_of(process):
+        time.sleep(0.01)
+    with pytest.raises(RunError, match="another sweep is working here"):
+        _sweep(copied, DEPTHS)
+    process.kill()
+    process.communicate(timeout=10)
+
+
+def test_a_directory_that_cannot_be_written_is_said_clearly(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(RunError, match=r"out: cannot be written"):
+        _sweep(tmp_path, DEPTHS)
+
+
+def test_a_full_disk_fails_cells_and_loses_nothing(copied: Path) -> None:
+    """The limit on file sizes stands for a full disk; workers inherit it."""
+    out, before = copied / "out", repeatable(copied / "out")
+    grid = ("train.steps=3000", "seed=0")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        outcome = _sweep(copied, *grid)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert outcome.exit_code == 1
+    assert "cannot be written: File too large" in next(iter(outcome.failures.values()))
+    assert _sweep(copied, *grid, retry_failed=True).counts == {"finished": 1}
+    after = repeatable(out)
+    assert before.items() <= {**after, **{k: before[k] for k in before if "/" not in k}}.items()
+
+
+def test_without_a_terminal_progress_is_plain_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path)
+    plan = plan_sweep(config, [], ["data.mode=fine,error"])
+    view = sweep_view(Console(file=sys.stdout))
+    run_sweep(plan, tmp_path / "out", SweepOptions(workers=1), view)
+    printed = capsys.readouterr().out
+    assert "2 cells to run" in printed
+    assert "failed tiny-" in printed
+    assert "2/2 cells done" in printed
+    assert "\x1b" not in printed
