@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SWEEP := sweeps/activation-depth
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check format clean
@@ -16,8 +17,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-run: setup ## run the main job on the embedded digits
+run: setup ## run the main job on the embedded digits: one net, then a grid with its report
 	@$(BIN)/gradexp run configs/quickstart.yaml
+	@$(BIN)/gradexp sweep configs/activation_depth.yaml
+	@$(BIN)/gradexp report $(SWEEP) --html $(SWEEP)/report.html --figures $(SWEEP)/figures
+	@echo "page: $(SWEEP)/report.html"
+	@echo "picture: $(SWEEP)/figures/gradients.png"
 
 test: setup ## run all tests
 	$(BIN)/python -m pytest

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import os
 import statistics
 import tempfile
@@ -99,24 +100,18 @@ def bare_epoch(batches: Batches) -> None:
 
 
 def usual_epoch(workers: int) -> None:
-    """The script of many tutorials: DataLoader, hooks on modules, `.item()`, csv."""
+    """The script of many tutorials: DataLoader, `.item()` per parameter, csv."""
     train, test = (usual_loader(train=train, workers=workers) for train in (True, False))
     net = usual_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)
     with tempfile.TemporaryFile("w", newline="") as file:
         writer = csv.writer(file)
-        norms: dict[str, float] = {}
-        for name, module in net.named_children():
-            if isinstance(module, nn.Linear):
-                module.register_full_backward_hook(keep_norm(norms, name))
         for step, (inputs, targets) in enumerate(train):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(inputs), targets)
             loss.backward()
             for name, parameter in net.named_parameters():
                 writer.writerow((step, name, parameter.grad.norm().item(), loss.item()))
-            for name, norm in norms.items():
-                writer.writerow((step, name, norm, loss.item()))
             optimizer.step()
         net.eval()
         with torch.no_grad():
@@ -128,22 +123,13 @@ def usual_net() -> nn.Sequential:
     """The MLP as a plain sequence."""
     sizes = [28 * 28] + [WIDTH] * DEPTH
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in itertools.pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     net = nn.Sequential(*layers, nn.Linear(WIDTH, 10))
     for weight in net.parameters():
         if weight.dim() > 1:
             nn.init.kaiming_normal_(weight)
     return net
-
-
-def keep_norm(norms: dict[str, float], name: str) -> object:
-    """A hook that notes the norm of a module's output gradient."""
-
-    def hook(_module: nn.Module, _inputs: object, outputs: tuple[torch.Tensor, ...]) -> None:
-        norms[name] = outputs[0].norm().item()
-
-    return hook
 
 
 def usual_loader(*, train: bool, workers: int) -> torch.utils.data.DataLoader:

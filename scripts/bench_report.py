@@ -1,6 +1,6 @@
 """How long a report over many finished runs takes, beside reading the same tables with pandas.
 
-    python scripts/bench_report.py [--runs N] [--template RUN_DIRECTORY ...] [--html]
+    python scripts/bench_report.py [--runs N] [--template RUN_DIRECTORY ...]
 
 The runs are copies of a few real ones with other seeds and depths in their configs. Each side is a
 process of its own, started afresh: imports count. `fresh` has no evidence beside the tables yet,

@@ -235,7 +235,8 @@ def through(layer: Layer, x: Tensor, trace: Trace, *, training: bool) -> Tensor:
 
 def losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each example."""
-    return torch.log(torch.exp(logits).sum(1)) - logits[torch.arange(len(targets)), targets]
+    shifted = logits - logits.detach().amax(1, keepdim=True)
+    return torch.log(torch.exp(shifted).sum(1)) - shifted[torch.arange(len(targets)), targets]
 
 
 def groups(network: Network, count: int) -> list[slice]:
@@ -298,7 +299,7 @@ class Reference:
         for group in groups(self.network, len(targets)):
             _, logits = forward(self.network, inputs[group])
             loss = losses(logits, targets[group]).sum() / len(targets)
-            total += float(loss)
+            total += float(loss.detach())
             right += int((logits.argmax(1) == targets[group]).sum())
             for one, more in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
                 one += more
@@ -383,7 +384,7 @@ class Reference:
         targets = self.data.test_targets
         _, logits = forward(self.snapshots[step], self.data.test_inputs.double(), training=False)
         right = float((logits.argmax(1) == targets).double().mean())
-        return float(losses(logits, targets).mean()), right
+        return float(losses(logits, targets).mean().detach()), right
 
     def look(self, step: int) -> list[LayerLook]:
         """What a probe after `step` updates must see of each layer."""

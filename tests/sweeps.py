@@ -82,7 +82,7 @@ def write_config(folder: Path, sweep: str = "", name: str = "tiny.yaml") -> Path
 
 
 def start(
-    config: Path, out: Path, *grid: str, workers: int = 2, checkpoint_seconds: float = 0.0
+    config: Path, out: Path, *grid: str, workers: int = 2, checkpoint_seconds: float = 0.05
 ) -> subprocess.Popen[str]:
     """A sweep in a process of its own."""
     arguments = [str(config), str(out), str(workers), str(checkpoint_seconds), *grid]

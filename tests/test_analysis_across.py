@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -122,13 +122,15 @@ def test_statistics_of_a_cell(tmp_path: Path) -> None:
     assert cell.statistics["dead_fraction"].median == 0
 
 
+@settings(deadline=None)
 @given(
     arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(2, 6)), elements=st.floats(-1, 1))
 )
 def test_intervals_lie_within_what_was_observed(values: np.ndarray) -> None:
     for row, statistic in zip(values, summarize(values), strict=True):
-        assert row.min() <= statistic.low <= statistic.high <= row.max()
-        assert statistic.low <= statistic.median <= statistic.high
+        rounding = 1e-12
+        assert row.min() - rounding <= statistic.low <= statistic.median + rounding
+        assert statistic.median - rounding <= statistic.high <= row.max() + rounding
         assert statistic.q1 in row
         assert statistic.q3 in row
 
@@ -220,6 +222,7 @@ def test_equal_values_show_no_difference(tmp_path: Path) -> None:
     assert (found.p, found.effect, found.difference) == (1.0, 0.0, 0.0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_never_lowers_p_and_keeps_the_order(ps: list[float]) -> None:
     given_ps = [Comparison("a", 1, 2, {}, "q", 5, 0.0, 0.0, p, 0.1) for p in ps]

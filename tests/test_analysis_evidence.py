@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import theilslopes
@@ -24,6 +24,7 @@ NORMS = arrays(
 )
 
 
+@settings(deadline=None)
 @given(NORMS)
 def test_decay_is_the_theil_sen_slope(norms: np.ndarray) -> None:
     expected = [theilslopes(np.log10(row)).slope for row in norms]
@@ -36,6 +37,7 @@ def test_decay_ignores_outlying_layers_and_exact_zeros() -> None:
     assert decay_per_layer(norms[None]) == pytest.approx(1.0)
 
 
+@settings(deadline=None)
 @given(NORMS)
 def test_largest_fall_and_rise_agree_with_looking_at_every_pair(norms: np.ndarray) -> None:
     depth = over_depth(norms)
@@ -51,6 +53,7 @@ def test_a_non_finite_probe_has_no_fall() -> None:
     assert np.isnan(depth.rise).all()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(2, 40))
 def test_thinning_keeps_both_ends_in_order(count: int, at_most: int) -> None:
     kept = thin(count, at_most).tolist()

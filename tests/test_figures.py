@@ -129,7 +129,7 @@ def test_a_thousand_layers(tmp_path: Path) -> None:
     assert table["grad_norm"][:1001].tolist() == pytest.approx(expected, rel=2e-2)
 
 
-def test_learning_rate_zero_gradient_and_l1_keep_the_coefficient_meaningful(tmp_path: Path) -> None:
+def test_l1_does_not_count_as_clipping(tmp_path: Path) -> None:
     """Where nothing is clipped the coefficient is 1, whatever L1 adds."""
     run = run_of(tmp_path, *CASES["mlp rmsprop l1"])
     assert run.read("steps")["clip_coefficient"].tolist() == [1.0] * 6

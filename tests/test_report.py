@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,13 @@ def test_axis_titles_carry_units(sweep: Path, tmp_path: Path) -> None:
     assert "gradient before the activation (loss / pre)" in profile.read_text()
     (decay,) = tmp_path.rglob("decay.svg")
     assert "decay (decades / layer)" in decay.read_text()
+
+
+def test_layers_stand_in_the_order_of_the_net(tmp_path: Path) -> None:
+    make_report([Fabricated(depth=13, units=4).write(tmp_path / "run").path], figures=tmp_path)
+    (drawn,) = tmp_path.rglob("map.svg")
+    labels = re.findall(r">(hidden\.\d+|readout)<", drawn.read_text())
+    assert labels == [*(f"hidden.{i}" for i in range(1, 13)), "readout"]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(sweep: Path, tmp_path: Path) -> None:

@@ -148,10 +148,11 @@ def test_kill_9_leaves_readable_files_and_the_same_command_goes_on(
     tiny: Path, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "gradexp", "run", str(tiny), "--out", str(tmp_path / "runs")]
-    command += ["--set", "train.steps=6000"]
+    command += ["--set", "train.steps=1500", "--set", "probe.every=750"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     steps = next_file(tmp_path / "runs", "steps.csv", process)
     while steps.stat().st_size < 5000:
+        assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -161,7 +162,7 @@ def test_kill_9_leaves_readable_files_and_the_same_command_goes_on(
     assert run.status() == "running"
     subprocess.run(command, check=True, capture_output=True)
     assert run.status() == "finished"
-    assert run.read("steps")["step"].tolist() == list(range(6000))
+    assert run.read("steps")["step"].tolist() == list(range(1500))
 
 
 def next_file(folder: Path, name: str, process: subprocess.Popen[bytes]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import shutil
@@ -82,21 +83,18 @@ def test_damaged_files_mend_themselves(copied: Path) -> None:
 @pytest.mark.parametrize("damaged", ["checkpoint.pt", "steps.csv", None])
 def test_an_interrupted_cell_with_damaged_files_is_finished(copied: Path, damaged: str) -> None:
     out = copied / "out"
-    config = plan_sweep(copied / "tiny.yaml", [], [DEPTHS, "seed=0,1"])
-    many = ["train.steps=3000"]
+    many = ["train.steps=400"]
     process = start(copied / "tiny.yaml", out, *many, workers=1)
     while not list(out.glob("runs/*/checkpoint.pt")):
         time.sleep(0.01)
-    time.sleep(0.2)
     process.kill()
-    process.wait()
-    del config
+    process.communicate(timeout=10)
     if damaged:
         _cut_in_half(next(out.glob("runs/*/checkpoint.pt")).parent / damaged)
     outcome = _sweep(copied, *many)
     assert outcome.counts == {"finished": 1}
-    run = next(path.parent for path in out.glob("runs/*/summary.json") if _steps(path) == 3000)
-    assert RunDir(run).read("steps")["step"].tolist() == list(range(3000))
+    run = next(path.parent for path in out.glob("runs/*/summary.json") if _steps(path) == 400)
+    assert RunDir(run).read("steps")["step"].tolist() == list(range(400))
 
 
 def _steps(summary: Path) -> int:
@@ -122,12 +120,9 @@ def test_a_failing_cell_stops_no_other_and_runs_again_only_when_asked(tmp_path: 
 
     again = _sweep(tmp_path, modes)
     assert (again.already_done, again.exit_code) == (4, 1)
-    (tmp_path / "parts.py").write_text(
-        (tmp_path / "parts.py").read_text().replace('if mode == "error"', "if False")
-    )
-    shown = Console(width=200, record=True, file=Path(os.devnull).open("w"))  # noqa: SIM115  closed at exit
-    shown.print(status_table(status(tmp_path / "out")))
-    assert "ValueError: this cell is meant to fail" in shown.export_text()
+    console = Console(width=200, file=io.StringIO())
+    console.print(status_table(status(tmp_path / "out")))
+    assert "ValueError: this cell is meant to fail" in console.file.getvalue()
 
 
 def test_failed_cells_run_again_with_retry_failed(tmp_path: Path) -> None:
@@ -155,12 +150,11 @@ def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_checkpoints_and_the_same_command_goes_on(copied: Path) -> None:
     config, out = copied / "tiny.yaml", copied / "out"
-    grid = ("train.steps=2000", "seed=0,1")
+    grid = ("train.steps=1000", "seed=0,1")
     process = start(config, out, *grid, checkpoint_seconds=1000.0)
-    while len(list(out.glob("runs/*/steps.csv"))) < 6:
+    while len([path for path in out.glob("runs/*/steps.csv") if path.stat().st_size > 1000]) < 6:
         time.sleep(0.01)
     assert status(out).live
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
@@ -207,9 +201,9 @@ def test_a_directory_that_cannot_be_written_is_said_clearly(tmp_path: Path) -> N
 def test_a_full_disk_fails_cells_and_loses_nothing(copied: Path) -> None:
     """The limit on file sizes stands for a full disk; workers inherit it."""
     out, before = copied / "out", repeatable(copied / "out")
-    grid = ("train.steps=3000", "seed=0")
+    grid = ("train.steps=800", "seed=0")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
     try:
         outcome = _sweep(copied, *grid)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradexp.analysis.cells import NO_AXIS, in_order
+from gradexp.analysis.cells import NO_AXIS, find_axes, in_order
 from gradexp.analysis.collection import JudgedRun
 from gradexp.analysis.decay import Array
 
@@ -90,9 +90,10 @@ def degradation(
     by_recipe: dict[Recipe, PairedValues] = defaultdict(dict)
     for (recipe, seed), values in _by_recipe_and_seed(runs, axis, quantity).items():
         by_recipe[recipe][recipe, seed] = values
+    shown = [key for key in find_axes(runs) if key != axis]
     found = []
     for recipe, pairs in by_recipe.items():
-        own = {key: value for key, value in recipe if any((key, value) not in r for r in by_recipe)}
+        own = {key: value for key, value in recipe if key in shown}
         steps = pairwise(_values(pairs))
         found += [
             replace(comparison, recipe=own)

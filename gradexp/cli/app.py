@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -58,6 +58,74 @@ def run(
 
     overrides = [*(settings or []), *([f"device={device}"] if device else [])]
     run_config(config, overrides, out, fresh=fresh)
+
+
+@app.command()
+@reporting_errors
+def sweep(  # noqa: PLR0913, PLR0917  one parameter per option
+    config: ConfigPath,
+    settings: Settings = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", metavar="KEY=V1,V2", help="Add or replace an axis; repeatable."),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", min=1, metavar="N", help="Replicates of every cell.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, metavar="N", help="Processes; default: cores.")
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="Processes here, or Ray tasks.")
+    ] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="An existing Ray cluster; default: start one.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The sweep directory; default: sweeps/NAME."),
+    ] = None,
+    device: Device = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cells and an estimate, run nothing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed cells again.")
+    ] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Start no further cell after a failure.")
+    ] = False,
+) -> None:
+    """Run a grid of configs; the same command again goes on where it stopped."""
+    from gradexp.cli.sweeping import carry_out, print_plan
+    from gradexp.sweep import SweepOptions, plan_sweep
+
+    overrides = [*(settings or []), *([f"device={device}"] if device else [])]
+    plan = plan_sweep(config, overrides, grid or [], seeds)
+    directory = out or Path("sweeps") / plan.name
+    if dry_run:
+        print_plan(plan, directory, workers)
+        return
+    options = SweepOptions(
+        engine=engine,
+        workers=workers,
+        address=address,
+        retry_failed=retry_failed,
+        fail_fast=fail_fast,
+    )
+    raise typer.Exit(carry_out(plan, directory, options))
+
+
+@app.command()
+@reporting_errors
+def status(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A sweep directory.")],
+    watch: Annotated[bool, typer.Option("--watch", help="Follow a sweep until it ends.")] = False,
+) -> None:
+    """What is planned, running, finished, diverged or failed, and why a cell failed."""
+    from gradexp.cli.sweeping import show_status
+
+    show_status(directory, watch=watch)
 
 
 @app.command()
@@ -147,9 +215,9 @@ def schema() -> None:
     """The JSON Schema of a config, for editors."""
     import json
 
-    from gradexp.config import json_schema
+    from gradexp.sweep.schema import schema_with_sweep
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    typer.echo(json.dumps(schema_with_sweep(), indent=2))
 
 
 def _print(renderable: object) -> None:

@@ -62,13 +62,13 @@ class Moments:
 
     def add(self, values: Tensor) -> None:
         """Take in all values of a tensor."""
-        variance, mean = torch.var_mean(values.to(wide(values.device)), correction=0)
+        flat = values.to(wide(values.device)).flatten()
+        mean = flat.mean()
+        flat = flat - mean
         count = self.count + values.numel()
         delta = mean - self.mean
         self._squares = (
-            self._squares
-            + variance * values.numel()
-            + delta**2 * (self.count * values.numel() / count)
+            self._squares + torch.dot(flat, flat) + delta**2 * (self.count * values.numel() / count)
         )
         self.mean = self.mean + delta * (values.numel() / count)
         self.count = count

@@ -135,27 +135,24 @@ class StepProbe:
         """Move the collected steps, at least one, to the host and begin anew."""
         steps, self._steps = self._steps, []
 
-        def rows(name: str) -> Tensor:
-            return torch.stack([getattr(step, name) for step in steps])
+        def rows(name: str) -> np.ndarray:
+            values: Tensor = torch.stack([getattr(step, name) for step in steps])
+            return values.cpu().double().numpy()
 
-        loss, raw, clipped = rows("loss"), rows("raw"), rows("clipped")
-        accuracy = (rows("predicted") == rows("targets")).to(loss.dtype).mean(1)
-        total, before, after = (
-            torch.linalg.vector_norm(one, dim=1) for one in (raw, rows("unclipped"), clipped)
-        )
-        ratio = torch.where(before == 0, 1.0, after / before)
-        count, biases = self.layer_count, self._nothing.repeat(len(steps), 1)
+        raw, unclipped, clipped = rows("raw"), rows("unclipped"), rows("clipped")
+        accuracy = (rows("predicted") == rows("targets")).mean(1)
+        total, before, after = (np.linalg.norm(one, axis=1) for one in (raw, unclipped, clipped))
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            ratio = np.where(before == 0, 1.0, after / before)
+        count = self.layer_count
+        biases = np.full((len(steps), count), np.nan)
         biases[:, self._bias_at] = raw[:, count : count + len(self._bias_at)]
         layers = raw[:, :count], clipped[:, :count], biases, rows("weights"), rows("updates")
         return StepValues(
-            _on_host(torch.stack((loss.to(raw.dtype), accuracy.to(raw.dtype), total, ratio), 1)),
-            _on_host(torch.stack(layers, 1)),
+            np.stack((rows("loss"), accuracy, total, ratio), 1),
+            np.stack(layers, 1),
             sum(step.updates is not self._nothing for step in steps),
         )
-
-
-def _on_host(values: Tensor) -> np.ndarray:
-    return values.cpu().double().numpy()
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Activity:
         mask = inactive(pre, self._flat)
         others = [axis for axis in range(pre.dim()) if axis != 1]
         self.always_inactive &= mask.all(dim=others)
-        self.finite &= torch.isfinite(pre).all(dim=others)
+        self.finite &= torch.isfinite(pre.abs().amax(dim=others))
         self._inactive = self._inactive + mask.sum()
         self._seen += mask.numel()
 

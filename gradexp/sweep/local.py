@@ -31,6 +31,7 @@ from gradexp.sweep.plan import Cell
 
 POLL_SECONDS = 0.1
 SECONDS_TO_STOP = 20.0
+SECONDS_TO_EXIT = 5.0
 LOSSES_PER_CELL = 2
 FAILED_STARTS = 3
 
@@ -82,8 +83,10 @@ class Worker:
         """Ask the worker to write a checkpoint and end."""
         self.process.send_signal(signal.SIGINT)
 
-    def end(self) -> str:
-        """Kill the process if it still lives; returns in words how it ended."""
+    def end(self, patience: float = 0.0) -> str:
+        """Kill the process if it still lives after so many seconds; says how it ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
         self.process.kill()
         code = self.process.wait()
         self.connection.close()
@@ -164,7 +167,7 @@ class LocalEngine:
     def _bury(self, worker: Worker, queue: deque[Cell]) -> Events:
         """A worker is gone: its cell gets one more attempt, first in the queue."""
         self._team.remove(worker)
-        reason = worker.end()
+        reason = worker.end(SECONDS_TO_EXIT)
         cell = worker.cell
         if cell is None:
             self._failed_starts += not worker.ready

@@ -14,7 +14,7 @@ from gradexp.sweep.directory import SweepDir
 from gradexp.sweep.events import Began, Ended, Engine, Event, StopRequest
 from gradexp.sweep.local import LocalEngine, usable_cores
 from gradexp.sweep.plan import Cell, Plan
-from gradexp.sweep.table import RunTable, pending
+from gradexp.sweep.table import RunTable, pending_of
 from gradexp.sweep.view import View
 
 CHECKPOINT_SECONDS = 15.0
@@ -84,20 +84,21 @@ def run_sweep(
         sweep.write_plan(plan)
         table = RunTable(sweep)
         runs = [cell.run for cell in plan.cells]
-        names = set(pending(table, runs, retry_failed=options.retry_failed))
+        rows = [table.rows[run] for run in runs]
+        left = pending_of(rows, retry_failed=options.retry_failed)
+        names = {row["run"] for row in left}
         waiting = [cell for cell in plan.cells if cell.run in names]
         try:
             if waiting:
                 _work(_engine(plan, sweep, lock, options), waiting, options, stop, table, view)
         finally:
             table.stop()
-    left = pending(table, runs, retry_failed=False)
     return SweepOutcome(
         directory=out,
         counts=table.counts(runs),
         already_done=len(runs) - len(waiting),
         failures={run: table.rows[run]["error"] for run in runs if table.status(run) == FAILED},
-        interrupted=bool(left) and stop.by_signal,
+        interrupted=bool(pending_of(rows)) and stop.by_signal,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from gradexp.config import Source
+from gradexp.config import Source, json_schema
 from gradexp.config.messages import config_error
 from gradexp.config.parts import Strict
 from gradexp.errors import ConfigError
@@ -47,6 +47,16 @@ class _Block(Strict):
 @cache
 def _schema() -> dict[str, Any]:
     return _Block.model_json_schema()
+
+
+def schema_with_sweep() -> dict[str, Any]:
+    """The JSON Schema of a config file, its `sweep:` block included."""
+    run, block = json_schema(), _schema()
+    return {
+        **run,
+        "$defs": {**run["$defs"], **block["$defs"]},
+        "properties": {**run["properties"], **block["properties"]},
+    }
 
 
 def read_block(source: Source, file: object) -> SweepConfig:

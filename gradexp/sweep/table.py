@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from gradexp.errors import RunError
@@ -134,7 +134,7 @@ def mean_seconds(rows: Iterable[Row]) -> float:
     return sum(times) / len(times) if times else math.nan
 
 
-def pending(table: RunTable, runs: Sequence[str], *, retry_failed: bool) -> list[str]:
-    """Which of the runs are still to be carried out."""
+def pending_of(rows: Iterable[Row], *, retry_failed: bool = False) -> list[Row]:
+    """The rows of runs that are still to be carried out."""
     settled = DONE if retry_failed else (*DONE, FAILED)
-    return [run for run in runs if table.status(run) not in settled]
+    return [row for row in rows if row["status"] not in settled]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from gradexp.config import Config
@@ -99,13 +99,14 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """A copy of all that the next step depends on, except its number."""
-        return copy.deepcopy(
+        state: dict[str, Any] = _copied(
             {
                 "network": self.network.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "random": random_state(self.device),
             }
         )
+        return state
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
@@ -113,6 +114,17 @@ class Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         self._optimizer.zero_grad()
         restore_random_state(state["random"], self.device)
+
+
+def _copied(value: Any) -> Any:
+    """A copy of nested dicts, lists and tensors; many times faster than `copy.deepcopy`."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value
 
 
 def load_data(config: Config, device: torch.device) -> Data:

@@ -61,7 +61,8 @@ SHADES = {
 
 def across_figures(place: Layout) -> list[Figure]:
     """Every figure that these cells have data for."""
-    figures = [Figure("verdicts", "Verdicts", _verdict_boxes(place), _verdicts(place))]
+    verdicts = _verdicts(place)
+    figures = [Figure("verdicts", "Verdicts", _verdict_boxes(place, verdicts), verdicts)]
     for name in SHADES:
         if boxes := _boxes(place, name):
             title = QUANTITY[name].title.capitalize()
@@ -86,26 +87,28 @@ def _boxes(place: Layout, name: str) -> list[Grid]:
     return [grid(_at(place, cell), value=[value]) for cell, value in medians if np.isfinite(value)]
 
 
-def _box_chart(place: Layout, name: str) -> alt.Chart:
-    """The two axes on which all boxes stand, all places shown whether filled or not."""
+def _box_chart(place: Layout, name: str, data: list[Grid]) -> alt.Chart:
+    """The two axes on which boxes stand: every column, and the rows that have a box."""
+    filled = {box.axes["row"][0] for box in data}
+    shown = [row for row in place.rows if row in filled]
     down = alt.Axis(labelLimit=260, domain=False, ticks=False)
     right = alt.Axis(labelLimit=BOX_WIDTH, labelAngle=0, domain=False, ticks=False)
     columns = alt.Scale(domain=place.columns, padding=GAP)
-    rows = alt.Scale(domain=place.rows, padding=GAP)
+    rows = alt.Scale(domain=shown, padding=GAP)
     return (
         alt.Chart(alt.NamedData(name))
         .encode(
             x=alt.X("column:O", scale=columns, title=place.title or None, axis=right),
             y=alt.Y("row:O", scale=rows, title=None, axis=down),
         )
-        .properties(width=BOX_WIDTH * len(place.columns), height=BOX_HEIGHT * len(place.rows))
+        .properties(width=BOX_WIDTH * len(place.columns), height=BOX_HEIGHT * len(shown))
     )
 
 
-def _verdict_boxes(place: Layout) -> alt.LayerChart:
+def _verdict_boxes(place: Layout, values: list[Grid]) -> alt.LayerChart:
     """A box per cell in the colour of its verdict, with its name."""
     scale = alt.Scale(domain=list(VERDICTS), range=[VERDICT_COLORS[name] for name in VERDICTS])
-    base = _box_chart(place, "verdicts")
+    base = _box_chart(place, "verdicts", values)
     boxes = base.mark_rect(cornerRadius=CORNERS).encode(
         color=alt.Color("verdict:N", scale=scale, legend=None),
         tooltip=["row:O", "column:O", "verdict:N"],
@@ -120,7 +123,7 @@ def _heat_map(place: Layout, name: str, values: list[Grid]) -> alt.LayerChart:
     scale = alt.Scale(**({"domain": [-bound, bound]} | shade.scale))
     legend = alt.Legend(orient="top", gradientLength=max(120, BOX_WIDTH * len(place.columns)))
     light = shade.light.replace("value", "datum.value").replace("bound", str(bound))
-    base = _box_chart(place, name)
+    base = _box_chart(place, name, values)
     boxes = base.mark_rect(cornerRadius=CORNERS).encode(
         color=alt.Color("value:Q", scale=scale, title=quantity_title(name), legend=legend),
         tooltip=["row:O", "column:O", alt.Tooltip("value:Q", format=".4g")],
@@ -166,6 +169,6 @@ def _gradients(place: Layout) -> alt.FacetChart:
     panel = alt.layer(band, line).properties(width=PANEL_WIDTH, height=PANEL_HEIGHT)
     return panel.facet(
         facet=alt.Facet("row:N", sort=place.rows, title=None),
-        columns=min(3, len(place.rows)),
+        columns=2 if len(place.rows) in (2, 4) else 3,
         data=alt.NamedData("gradients"),
     )

@@ -76,7 +76,8 @@ def layer_step_map() -> alt.LayerChart:
     scale = alt.Scale(scheme=ORDERED, domain=MAP_DECADES, clamp=True)
     legend = alt.Legend(orient="top", gradientLength=220)
     y_axis = alt.Axis(labelLimit=110, labelOverlap="greedy")
-    y = alt.Y("layer:O", sort="descending", title="layer", axis=y_axis)
+    upward = alt.Scale(reverse=True)  # the input below, the output above
+    y = alt.Y("layer:O", sort=None, scale=upward, title="layer", axis=y_axis)
     base = alt.Chart(alt.NamedData("map")).encode(x=steps_axis(), y=y)
     tooltip = ["layer:O", "step:O", alt.Tooltip("log:Q", format=".2f")]
     values = base.transform_filter("isValid(datum.log)").mark_rect()

@@ -7,9 +7,10 @@ from typing import Any
 from gradexp.analysis import QUANTITY
 from gradexp.records import TABLES
 
-# Okabe and Ito 2008: distinguishable under every common form of colour blindness.
+# Okabe and Ito 2008: distinguishable under every common form of colour blindness. Blue is a
+# little lighter than theirs, so that lines read on a dark page too.
 BLUE, VERMILION, GREEN, SKY, ORANGE, PURPLE = (
-    "#0072b2",
+    "#2f86c9",
     "#d55e00",
     "#009e73",
     "#56b4e9",

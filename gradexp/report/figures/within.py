@@ -19,6 +19,7 @@ MAX_MAP_STEPS = 16
 MAX_MAP_LAYERS = 48
 MAX_DEAD_LAYERS = 8
 MAX_CURVE_POINTS = 40
+NOTICEABLE = 0.99  # a coefficient below it changes an update
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _curve(column: str) -> Callable[[Sequence[Evidence]], list[Grid]]:
 
 def _clip(runs: Sequence[Evidence]) -> list[Grid]:
     """Empty where nothing was ever clipped."""
-    clipped = any((run.curve.clip_coefficient < 1).any() for run in runs)
+    clipped = any((run.curve.clip_coefficient < NOTICEABLE).any() for run in runs)
     return _curve("clip_coefficient")(runs) if clipped else []
 
 

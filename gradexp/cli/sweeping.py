@@ -1,0 +1,54 @@
+"""`gradexp sweep` and `gradexp status`: what they print."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from gradexp.sweep import (
+    Plan,
+    SweepOptions,
+    run_sweep,
+    status,
+    status_table,
+    sweep_view,
+)
+
+WATCH_SECONDS = 1.0
+
+
+def print_plan(plan: Plan, directory: Path, workers: int | None) -> None:
+    """The cells of a sweep and an estimate of its time; nothing is run or written."""
+    from gradexp.sweep import plan_table
+
+    Console().print(plan_table(plan, directory, workers))
+
+
+def carry_out(plan: Plan, directory: Path, options: SweepOptions) -> int:
+    """Run what is not settled yet; progress on stderr, the state on stdout; the exit code."""
+    console, messages = Console(), Console(stderr=True)
+    outcome = run_sweep(plan, directory, options, view=sweep_view(messages))
+    console.print(status_table(status(directory)))
+    console.print(f"\n{directory}", markup=False, highlight=False, soft_wrap=True)
+    if outcome.interrupted:
+        again = " ".join(["gradexp", *sys.argv[1:]])
+        messages.print(f"interrupted; to go on: {again}", markup=False, soft_wrap=True)
+    return outcome.exit_code
+
+
+def show_status(directory: Path, *, watch: bool) -> None:
+    """Print the state of a sweep once, or again and again until it has ended."""
+    console = Console()
+    found = status(directory)
+    if not watch:
+        console.print(status_table(found))
+        return
+    with Live(status_table(found), console=console, auto_refresh=False) as live:
+        while found.live:
+            time.sleep(WATCH_SECONDS)
+            found = status(directory)
+            live.update(status_table(found), refresh=True)

@@ -1,0 +1,155 @@
+"""The Ray engine: every cell is a task, its run directory travels back as an archive."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import tarfile
+import tempfile
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gradexp.errors import ConfigError, RunError
+from gradexp.sweep.directory import SweepDir
+from gradexp.sweep.events import Began, Ended, Events, StopRequest, Waiting
+from gradexp.sweep.local import record_failure
+from gradexp.sweep.plan import Cell
+from gradexp.sweep.schema import Resources
+
+POLL_SECONDS = 0.1
+RETRIES = 3
+QUEUED_PER_WORKER = 2  # tasks that wait in the cluster, so that no core is idle between two cells
+
+
+def carry_out_elsewhere(content: dict[str, Any], imports: dict[str, bytes], cpus: int) -> bytes:
+    """Carry out one cell in a folder of its own; returns its run directory as a tar archive.
+
+    Args:
+        content: the settings of the cell.
+        imports: the files that it imports, by name: they need not be on this machine.
+        cpus: how many threads to use.
+    """
+    import torch
+
+    from gradexp.sweep.worker import carry_out
+    from gradexp.train import Observer
+
+    torch.set_num_threads(cpus)
+    with tempfile.TemporaryDirectory() as folder:
+        parts, runs = Path(folder, "parts"), Path(folder, "runs")
+        parts.mkdir()
+        for name, text in imports.items():
+            (parts / name).write_bytes(text)
+        content = {**content, "imports": [str(parts / name) for name in imports]}
+        error = carry_out((content, str(runs), float("inf")), Observer())
+        return _packed(runs, error or "")
+
+
+def _packed(runs: Path, error: str) -> bytes:
+    """The one directory below `runs`; an error that left none is raised."""
+    found = list(runs.glob("*/manifest.json"))
+    if not found:
+        raise RunError(error or f"{runs}: the run left nothing")
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        archive.add(found[0].parent, arcname=".")
+    return buffer.getvalue()
+
+
+def unpack(archive: bytes, target: Path) -> None:
+    """Put a run directory in its place as a whole; what an earlier attempt left there goes."""
+    incoming = target.with_name(f".{target.name}.incoming")
+    shutil.rmtree(incoming, ignore_errors=True)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as content:
+            content.extractall(incoming, filter="data")
+        if target.exists():
+            shutil.rmtree(target)
+        incoming.rename(target)
+    except OSError as error:
+        raise RunError(f"{target}: cannot be written: {error.strerror}") from error
+
+
+class RayEngine:
+    """Carries out cells as Ray tasks; cells of a lost machine run again on another."""
+
+    def __init__(
+        self, sweep: SweepDir, resources: Resources, workers: int, address: str | None
+    ) -> None:
+        self._sweep = sweep
+        self._resources = resources
+        self._workers = workers
+        self._address = address
+        self._ray = _import_ray()
+
+    def carry_out(self, cells: Sequence[Cell], stop: StopRequest) -> Events:
+        """Tell what happens until every cell has ended, or until a stop was asked for."""
+        with self._cluster():
+            task = self._ray.remote(carry_out_elsewhere).options(
+                num_cpus=self._resources.cpus,
+                num_gpus=self._resources.gpus,
+                max_retries=RETRIES,
+            )
+            queue, running = deque(cells), dict[Any, Cell]()
+            while (queue or running) and not stop.requested:
+                while queue and len(running) < self._room():
+                    cell = queue.popleft()
+                    running[task.remote(*self._arguments(cell))] = cell
+                    yield Began(cell, cell.run)
+                ready, _ = self._ray.wait(list(running), timeout=POLL_SECONDS)
+                for reference in ready:
+                    yield self._ended(reference, running.pop(reference))
+                if not ready:
+                    yield Waiting()
+            for reference in running:
+                self._ray.cancel(reference, force=True)
+
+    @contextlib.contextmanager
+    def _cluster(self) -> Any:
+        """The cluster at the address, or one that lives on this machine as long as the sweep."""
+        own = not self._ray.is_initialized()
+        if own:
+            here = {} if self._address else {"num_cpus": self._workers * self._resources.cpus}
+            try:
+                self._ray.init(address=self._address, log_to_driver=False, **here)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise ConfigError(f"--address {self._address}: no Ray cluster: {error}") from error
+        try:
+            yield
+        finally:
+            if own:
+                self._ray.shutdown()
+
+    def _room(self) -> int:
+        """How many tasks to hand to the cluster as it is now: machines may come and go."""
+        cores = self._ray.cluster_resources().get("CPU", 1.0)
+        return max(1, int(QUEUED_PER_WORKER * cores / self._resources.cpus))
+
+    def _arguments(self, cell: Cell) -> tuple[dict[str, Any], dict[str, bytes], int]:
+        imports = {Path(path).name: Path(path).read_bytes() for path in cell.config.imports}
+        return cell.config.model_dump(mode="json"), imports, self._resources.cpus
+
+    def _ended(self, reference: Any, cell: Cell) -> Ended:
+        """Bring the run directory home; a task that failed for good is a failed cell."""
+        run = self._sweep.run(cell.run)
+        try:
+            unpack(self._ray.get(reference), run.path)
+        except (self._ray.exceptions.RayError, RunError) as error:
+            text = str(error).strip().splitlines()[-1]
+            record_failure(run, cell, text)
+            return Ended(cell, cell.run, text)
+        manifest = run.read_manifest()
+        return Ended(cell, cell.run, manifest.get("error"))
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigError(
+            "--engine ray: Ray is not installed; install it with: pip install 'gradexp[ray]'"
+        ) from error
+    return ray

@@ -1,0 +1,360 @@
+"""What watching costs: step times with gradients measured at every step, over a bare loop.
+
+    GRADEXP_DATA=FOLDER python scripts/bench_probes.py [--steps N] [--cases NAME ...] [--growth]
+
+gradexp carries out a whole run; after each of its chunks every other side takes as many steps from
+a net of its own, so that all sides share the machine's good and bad moments. A ratio is the median
+over these rounds. `with probes` adds the median cost of a probe, as often as `every: auto` probes.
+Everything gradexp writes is counted; evaluation on the test set, which no other side does, is not.
+`--growth` shows time and memory against depth instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from timing import Times, conditions, median_ratio, print_table, timed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradexp.config import Config, Source, resolve
+from gradexp.data import Batches
+from gradexp.train import Observer, Progress, execute
+from gradexp.train.learner import build_network, load_data
+from gradexp.train.loop import Loop
+
+LR = 0.01
+BARE = "bare loop, SGD as people write it"
+FUSED = "bare loop, SGD fused as in gradexp"
+CASES: dict[str, dict[str, Any]] = {
+    "mlp": {
+        "data": {"dataset": "mnist"},
+        "model": {"family": "mlp", "depth": 20, "width": 256},
+    },
+    "cnn": {
+        "data": {"dataset": "cifar10", "verify": False, "train_examples": 6400},
+        "model": {"family": "cnn", "depth": 6, "width": 32},
+    },
+    "small": {
+        "data": {"dataset": "digits"},
+        "model": {"family": "mlp", "depth": 5, "width": 64},
+    },
+}
+STEPS = {"mlp": 640, "cnn": 40, "small": 3200}
+DEPTHS = (10, 100, 1000)
+Step = Callable[[Tensor, Tensor], None]
+Run = Callable[[int, int], float]
+"""From the first step and a count of steps to the seconds they took."""
+
+
+def main() -> None:
+    """Measure the chosen cases, one table each; or growth with depth."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--steps", type=int, help="of gradexp's run; each case has its default")
+    parser.add_argument("--growth", action="store_true")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if options.growth:
+        show_growth()
+    else:
+        for case in options.cases:
+            show_case(case, options.steps or STEPS[case])
+    print(conditions())
+
+
+def config_of(case: dict[str, Any], steps: int) -> Config:
+    """The run of a case."""
+    train = {"steps": steps, "optimizer": {"name": "sgd", "lr": LR}}
+    return resolve(Source({"name": "bench", "device": "cpu", **case, "train": train}))
+
+
+class TakingTurns(Observer):
+    """Times gradexp chunk by chunk; in between, the other sides take as many steps."""
+
+    def __init__(self, sides: dict[str, Run]) -> None:
+        self._sides = sides
+        self._step = 0
+        self._began = time.perf_counter()
+        self.times: Times = {side: [] for side in ("gradexp", *sides)}
+        self.probes: list[float] = []
+
+    def progressed(self, progress: Progress) -> None:
+        """A chunk has ended: note its time, let the others catch up, start the clock again."""
+        seconds, count = time.perf_counter() - self._began, progress.step - self._step
+        self.times["gradexp"].append(seconds / count)
+        for side, run in self._sides.items():
+            self.times[side].append(run(self._step, count) / count)
+        self._step = progress.step
+        self._began = time.perf_counter()
+
+    def epoch_ended(self, *_figures: float) -> None:
+        """Evaluation is over: it does not count."""
+        self._began = time.perf_counter()
+
+    def probe(self, loop: Loop, work: Callable[[Loop], None]) -> None:
+        """A probe is timed apart, and not counted to the next chunk."""
+        self.probes.append(timed(lambda: work(loop)))
+        self._began = time.perf_counter()
+
+
+def watch_run(config: Config, turns: TakingTurns) -> None:
+    """Carry out a run with the others taking turns, each probe timed apart."""
+    work = Loop._probe
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(Loop, "_probe", lambda loop: turns.probe(loop, work)),
+    ):
+        execute(config, Path(folder), observer=turns, checkpoint_seconds=15.0 * len(turns.times))
+    for seconds in turns.times.values():
+        del seconds[0]  # the first round warms up
+
+
+def show_case(name: str, steps: int) -> None:
+    """One table: every side's step time, and its ratios to the bare loops."""
+    config = config_of(CASES[name], steps)
+    batches = batches_of(config)
+    with contextlib.ExitStack() as stack:
+        sides, missing = other_sides(config, batches, stack)
+        turns = TakingTurns(sides)
+        watch_run(config, turns)
+    times, probe = turns.times, statistics.median(turns.probes)
+    share = probe * len(turns.probes) / steps
+    times["gradexp, with probes"] = [seconds + share for seconds in times["gradexp"]]
+    rows = [row(side, times) for side in sorted(times, key=lambda one: order(one, times))]
+    rows += [(side, "not installed", "", "") for side in missing]
+    model = ", ".join(f"{key} {value}" for key, value in CASES[name]["model"].items())
+    title = f"{CASES[name]['data']['dataset']}, {model}, batch {batches.batch_size}"
+    print_table(
+        f"{title}; {len(times[BARE])} rounds", ("side", "ms / step", "x bare", "x fused"), rows
+    )
+    print(f"a probe: {1e3 * probe:.1f} ms, every {steps / len(turns.probes):.0f} steps\n")
+
+
+def row(side: str, times: Times) -> tuple[str, ...]:
+    """Median milliseconds a step, and median ratios."""
+    ratios = (f"{median_ratio(times, side, base):.3f}" for base in (BARE, FUSED))
+    return (side, f"{1e3 * statistics.median(times[side]):.3f}", *ratios)
+
+
+def order(side: str, times: Times) -> tuple[bool, bool, float]:
+    """Bare loops first, then gradexp, then the others by time."""
+    return ("bare" not in side, "gradexp" not in side, statistics.median(times[side]))
+
+
+def batches_of(config: Config) -> Batches:
+    """The run's own batches: tensors in memory."""
+    data = load_data(config, torch.device("cpu"))
+    return Batches(data, config.data.batch_size, config.data.augment.make(), config.seed)
+
+
+def other_sides(
+    config: Config, batches: Batches, stack: contextlib.ExitStack
+) -> tuple[dict[str, Run], list[str]]:
+    """Every side but gradexp, and the names of those whose package is missing."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    sides = {
+        BARE: steps_of(plain_step(build_network(config)), batches),
+        FUSED: steps_of(plain_step(build_network(config), fused=True), batches),
+        "hooks with .item()": steps_of(hooks_step(build_network(config), folder), batches),
+    }
+    if config.model.family == "mlp":
+        sides["bare loop, nn.Sequential"] = steps_of(plain_step(sequential(config)), batches)
+    optional = {
+        "wandb.watch, offline": wandb_run,
+        "TensorBoard histograms": tensorboard_run,
+        "Lightning grad_norm, CSVLogger": lightning_run,
+    }
+    missing = []
+    for side, make in optional.items():
+        try:
+            sides[side] = stack.enter_context(make(build_network(config), batches, folder))
+        except ImportError:
+            missing.append(side)
+    return sides, missing
+
+
+def steps_of(step: Step, batches: Batches) -> Run:
+    """A side that is a function of a batch."""
+
+    def run(first: int, count: int) -> float:
+        def work() -> None:
+            for index in range(first, first + count):
+                step(*batches.batch(index))
+
+        return timed(work)
+
+    return run
+
+
+def sequential(config: Config) -> nn.Sequential:
+    """The same MLP without gradexp's modules."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for layer in build_network(config).layers():
+        layers += [layer.map, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def plain_step(net: nn.Module, *, fused: bool = False, watch: Step | None = None) -> Step:
+    """Forward, backward, update; `watch` sees the loss while gradients are there."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR, fused=fused or None)
+
+    def step(inputs: Tensor, targets: Tensor) -> None:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(inputs), targets)
+        loss.backward()
+        if watch:
+            watch(loss)
+        optimizer.step()
+
+    return step
+
+
+def hooks_step(net: nn.Module, folder: Path) -> Step:
+    """A hook per parameter that notes `.norm().item()`, and a line of CSV a step."""
+    norms: dict[str, float] = {}
+    for name, parameter in net.named_parameters():
+        parameter.register_post_accumulate_grad_hook(
+            lambda one, name=name: norms.update({name: one.grad.norm().item()})
+        )
+    path = folder / "hooks.csv"
+
+    def watch(loss: Tensor) -> None:
+        with path.open("a") as file:
+            file.write(",".join(map(str, (loss.item(), *norms.values()))) + "\n")
+
+    return plain_step(net, watch=watch)
+
+
+@contextlib.contextmanager
+def wandb_run(net: nn.Module, batches: Batches, folder: Path) -> Iterator[Run]:
+    """`wandb.watch` of gradients at every step, into a local folder."""
+    import wandb
+
+    os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    with wandb.init(project="bench", dir=folder) as run:
+        run.watch(net, log="gradients", log_freq=1)
+        step = plain_step(net, watch=lambda loss: run.log({"loss": loss.item()}))
+        yield steps_of(step, batches)
+
+
+@contextlib.contextmanager
+def tensorboard_run(net: nn.Module, batches: Batches, folder: Path) -> Iterator[Run]:
+    """A histogram of every parameter's gradient at every step."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(folder / "tensorboard") as writer:
+
+        def watch(loss: Tensor) -> None:
+            writer.add_scalar("loss", loss.item())
+            for name, parameter in net.named_parameters():
+                writer.add_histogram(name, parameter.grad)
+
+        yield steps_of(plain_step(net, watch=watch), batches)
+
+
+@contextlib.contextmanager
+def lightning_run(net: nn.Module, batches: Batches, folder: Path) -> Iterator[Run]:
+    """Lightning's `grad_norm` at every step into its CSVLogger; start-up of a fit not counted."""
+    import lightning
+    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.utilities import grad_norm
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.seconds = net, 0.0
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+            inputs, targets = batch
+            return F.cross_entropy(self.net(inputs), targets)
+
+        def on_before_optimizer_step(self, _optimizer: object) -> None:
+            self.log_dict(grad_norm(self, norm_type=2))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=LR)
+
+        def on_train_start(self) -> None:
+            self.seconds -= time.perf_counter()
+
+        def on_train_end(self) -> None:
+            self.seconds += time.perf_counter()
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    module = Module()
+
+    def run(first: int, count: int) -> float:
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            max_steps=count,
+            logger=CSVLogger(folder),
+            log_every_n_steps=1,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        module.seconds = 0.0
+        chosen = [batches.batch(index) for index in range(first, first + count)]
+        trainer.fit(module, torch.utils.data.DataLoader(chosen, batch_size=None))
+        return module.seconds
+
+    yield run
+
+
+def show_growth() -> None:
+    """Time per step and memory against depth, each depth in a process of its own."""
+    rows = []
+    for depth in DEPTHS:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            bare, ours, before, after = pool.submit(growth, depth).result()
+        rows.append(
+            (
+                f"{depth:,}",
+                f"{1e3 * bare:.2f}",
+                f"{1e3 * ours:.2f}",
+                f"{1e6 * ours / depth:.0f}",
+                f"{ours / bare:.2f}",
+                f"{before:.0f}",
+                f"{after:.0f}",
+            )
+        )
+    columns = ("depth", "bare ms", "gradexp ms", "us / layer", "x bare", "bare MB", "gradexp MB")
+    print_table("digits, mlp, width 32, batch 128; MB at the most, of a process", columns, rows)
+
+
+def growth(depth: int) -> tuple[float, float, float, float]:
+    """Median seconds a step (bare, gradexp) and peak megabytes (before and after gradexp ran)."""
+    model = {"family": "mlp", "depth": depth, "width": 32, "residual": "identity"}
+    config = config_of({"data": {"dataset": "digits"}, "model": model}, max(100, 3000 // depth))
+    side = steps_of(plain_step(build_network(config)), batches_of(config))
+    side(0, 5)
+    before = peak_megabytes()
+    turns = TakingTurns({BARE: side})
+    watch_run(config, turns)
+    ours, bare = (statistics.median(turns.times[one]) for one in ("gradexp", BARE))
+    return bare, ours, before, peak_megabytes()
+
+
+def peak_megabytes() -> float:
+    """The most memory this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
