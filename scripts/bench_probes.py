@@ -51,11 +51,15 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"family": "cnn", "depth": 6, "width": 32},
     },
     "small": {
+        "data": {"dataset": "mnist"},
+        "model": {"family": "mlp", "depth": 5, "width": 64},
+    },
+    "tiny": {
         "data": {"dataset": "digits"},
         "model": {"family": "mlp", "depth": 5, "width": 64},
     },
 }
-STEPS = {"mlp": 640, "cnn": 40, "small": 3200}
+STEPS = {"mlp": 640, "cnn": 40, "small": 3200, "tiny": 1600}
 DEPTHS = (10, 100, 1000)
 Step = Callable[[Tensor, Tensor], None]
 Run = Callable[[int, int], float]

@@ -44,9 +44,12 @@ def test_run_ends_with_table_reading_verdict_and_path(cli: Cli, tiny: Path) -> N
         (["run", "nothing.yaml"], "nothing.yaml: cannot be read"),
         (["run", "tiny.yaml", "--set", "model.depht=3"], "Did you mean 'depth'?"),
         (["run", "tiny.yaml", "--device", "gpu"], "should be 'auto', 'cpu', 'cuda' or 'mps'"),
-        (["show", "tiny.yaml", "--set", "model.init=hee_normal"], "Did you mean 'kaiming_normal'"),
+        (
+            ["show", "tiny.yaml", "--set", "model.init=kaimng_normal"],
+            "Did you mean 'kaiming_normal'",
+        ),
         (["list", "activation"], "Did you mean 'activations'?"),
-        (["run", "tiny.yaml", "--set", "data.train_examples=99999"], "1437"),
+        (["run", "tiny.yaml", "--set", "data.train_examples=99999"], "1442"),
     ],
 )
 def test_wrong_input_is_exit_code_2_and_no_traceback(

@@ -16,7 +16,9 @@ from gradexp.probes.numbers import Moments, norms
 
 CPU_NORMS = [norms, numbers._scaled_norms]
 NORMAL = float(np.finfo(np.float32).tiny)
-scales = st.sampled_from([1e-38, 1e-30, 1e-23, 1e-19, 1e-15, 1e-5, 1.0, 1e8, 1e17, 1e19, 1e25, 1e36])
+scales = st.sampled_from(
+    [1e-38, 1e-30, 1e-23, 1e-19, 1e-15, 1e-5, 1.0, 1e8, 1e17, 1e19, 1e25, 1e36]
+)
 entries = arrays.arrays(
     np.float32,
     arrays.array_shapes(max_dims=3, max_side=6),
@@ -32,9 +34,7 @@ def exact(values: np.ndarray) -> float:
 @pytest.mark.parametrize("function", CPU_NORMS)
 @settings(deadline=None, derandomize=True)
 @given(tensors=st.lists(st.tuples(entries, scales), min_size=1, max_size=5))
-def test_norms_of_any_size(
-    function: type[norms], tensors: list[tuple[np.ndarray, float]]
-) -> None:
+def test_norms_of_any_size(function: type[norms], tensors: list[tuple[np.ndarray, float]]) -> None:
     values = [(array * np.float32(scale)).astype(np.float32) for array, scale in tensors]
     values = [np.where(np.abs(one) < NORMAL, np.float32(0), one) for one in values]
     measured = function([torch.from_numpy(one) for one in values])
@@ -67,7 +67,7 @@ def test_what_is_not_finite_stays_so_and_alone() -> None:
 def test_large_tensors_do_not_drift() -> None:
     """A running float32 sum of a million equal squares is off by 4e-4."""
     tensor = torch.full((1_000_000,), 0.1)
-    assert norms([tensor])[0].item() == pytest.approx(float(tensor[0]) * 1000, rel=3e-5)
+    assert norms([tensor])[0].item() == pytest.approx(float(tensor[0]) * 1000, rel=1e-5)
     noise = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
     assert norms([noise])[0].item() == pytest.approx(noise.double().norm().item(), rel=3e-6)
 

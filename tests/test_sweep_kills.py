@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.sweeps import repeatable, start, states, workers_of, write_config
 
 from gradexp.records import RunDir
+from tests.sweeps import repeatable, start, states, workers_of, write_config
 
 GRID = ("model.depth=2,3", "model.activation=relu,tanh", "seed=0,1,2,3,4,5")
 CELLS = 24

@@ -1,4 +1,4 @@
-"""The plan of a sweep: axes, replicates, exclusions, and every mistake named before anything runs."""
+"""The plan of a sweep: axes, replicates, exclusions; mistakes are named before anything runs."""
 
 from __future__ import annotations
 

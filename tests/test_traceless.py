@@ -21,7 +21,12 @@ from tests.reference import CNN, MLP, MOBILE, config_of, run_of
 CPU = torch.device("cpu")
 NETS = {
     "mlp": (*MLP, "model.norm=batch", "model.dropout=0.3"),
-    "cnn": (*CNN, "model.norm=batch", "model.dropout=0.2", "model.residual={name: identity, span: 1}"),
+    "cnn": (
+        *CNN,
+        "model.norm=batch",
+        "model.dropout=0.2",
+        "model.residual={name: identity, span: 1}",
+    ),
     "mobilenet": (*MOBILE, "model.norm=batch", "model.activation=prelu", "model.dropout=0.1"),
     "layer norm": (*MLP, "model.norm=layer", "model.dropout=0.3", "train.optimizer=adam"),
 }

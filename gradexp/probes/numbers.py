@@ -19,15 +19,14 @@ def norms(tensors: list[Tensor]) -> Tensor:
     """The L2 norm of each float32 tensor, [k] float64, right for entries down to 1e-38.
 
     No host sync on CUDA. On the CPU, where looking costs nothing, float32 sums serve unless a norm
-    is so small or large that its squares may have left the range; then float64 sums do. The sums
-    are dot products: these add in blocks, torch's norm drifts by 4e-4 over a million entries.
+    is so small or large that its squares may have left the range; then float64 sums do.
     """
     device = tensors[0].device.type
     if device == "cuda":
         return _double_norms(tensors)
     if device == "mps":
         return _scaled_norms(tensors)
-    flat = [tensor.reshape(-1) for tensor in tensors]
+    flat = [one if one.dim() == 1 else one.reshape(-1) for one in tensors]
     squares = torch.stack(list(map(torch.dot, flat, flat)))
     result = squares.double().sqrt()
     low, high = SAFE_SQUARES

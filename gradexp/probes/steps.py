@@ -80,7 +80,7 @@ class StepProbe:
         others = [one for one in network.parameters() if id(one) not in own]
         self._parameters = [*self._weights, *biases, *others]
         self._bias_at = [index for index, layer in enumerate(layers) if layer.bias is not None]
-        self._values = [weight.detach() for weight in self._weights]
+        self._values = [weight.detach().view(-1) for weight in self._weights]
         self._before = [torch.empty_like(value) for value in self._values]
         device = self._weights[0].device
         self._nothing = torch.full((self.layer_count,), torch.nan, dtype=wide(device)).to(device)

@@ -112,9 +112,10 @@ class RayEngine:
         """The cluster at the address, or one that lives on this machine as long as the sweep."""
         own = not self._ray.is_initialized()
         if own:
-            here = {} if self._address else {"num_cpus": self._workers * self._resources.cpus}
+            cores = self._workers * self._resources.cpus
+            here = {} if self._address else {"num_cpus": cores, "include_dashboard": False}
             try:
-                self._ray.init(address=self._address, log_to_driver=False, **here)
+                self._ray.init(address=self._address, log_to_driver=False, logging_level="error", **here)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise ConfigError(f"--address {self._address}: no Ray cluster: {error}") from error
         try:

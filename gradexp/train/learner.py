@@ -37,14 +37,15 @@ class Learner:
 
     def lr(self, step: int, total: int) -> float:
         """The learning rate of a step."""
-        return self._base_lr * self._schedule(step, total)
+        factor: float = self._schedule(step, total)
+        return self._base_lr * factor
 
     def observe(self, step: int) -> None:
         """Forward and backward on a step's batch, measured up to what the optimizer would get."""
         inputs, targets = self.batches.batch(step)
         logits = self.network(inputs)
         loss = F.cross_entropy(logits, targets)
-        loss.backward()
+        torch.autograd.backward(loss)
         self.step_probe.gradients(loss, logits, targets)
         if self._l1 or self._clip:
             self._regularize_and_clip()
@@ -89,7 +90,9 @@ class Learner:
         losses, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         inputs, targets = self.data.test_inputs, self.data.test_targets
         for chunk, labels in zip(
-            inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True
+            torch.split(inputs, EVALUATION_BATCH),
+            torch.split(targets, EVALUATION_BATCH),
+            strict=True,
         ):
             logits = self.network(chunk)
             losses += F.cross_entropy(logits, labels, reduction="sum")
