@@ -16,6 +16,7 @@ import itertools
 import os
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,7 +54,9 @@ def main() -> None:
         "gradexp": lambda: gradexp_epoch(config),
     }
     for workers in options.workers:
-        sides[f"usual script, {workers} workers"] = lambda workers=workers: usual_epoch(workers)
+        name = f"usual script, {workers} workers"
+        sides[name] = partial(usual_epoch, workers)
+        sides[f"{name}, forward hooks"] = partial(usual_epoch, workers, hooks=True)
     times: Times = {side: [] for side in sides}
     for counted in range(-1, options.rounds):
         for side, work in sides.items():
@@ -99,13 +102,20 @@ def bare_epoch(batches: Batches) -> None:
         optimizer.step()
 
 
-def usual_epoch(workers: int) -> None:
-    """The script of many tutorials: DataLoader, `.item()` per parameter, csv."""
+def usual_epoch(workers: int, *, hooks: bool = False) -> None:
+    """The script of many tutorials: DataLoader, `.item()` per parameter, csv.
+
+    With hooks it notes the deviation of every layer's output too.
+    """
     train, test = (usual_loader(train=train, workers=workers) for train in (True, False))
     net = usual_net()
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)
     with tempfile.TemporaryFile("w", newline="") as file:
         writer = csv.writer(file)
+        for module in net if hooks else ():
+            module.register_forward_hook(
+                lambda one, _inputs, output: writer.writerow((one, output.std().item()))
+            )
         for step, (inputs, targets) in enumerate(train):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(inputs), targets)

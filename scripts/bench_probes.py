@@ -37,6 +37,7 @@ from gradexp.data import Batches
 from gradexp.train import Observer, Progress, execute
 from gradexp.train.learner import build_network, load_data
 from gradexp.train.loop import Loop
+from gradexp.train.plan import PROBE_SHARE
 
 LR = 0.01
 BARE = "bare loop, SGD as people write it"
@@ -138,8 +139,8 @@ def show_case(name: str, steps: int) -> None:
         turns = TakingTurns(sides)
         watch_run(config, turns)
     times, probe = turns.times, statistics.median(turns.probes)
-    share = probe * len(turns.probes) / steps
-    times["gradexp, with probes"] = [seconds + share for seconds in times["gradexp"]]
+    cadence = steps_between_probes(config, batches)
+    times["gradexp, with probes"] = [seconds + probe / cadence for seconds in times["gradexp"]]
     rows = [row(side, times) for side in sorted(times, key=lambda one: order(one, times))]
     rows += [(side, "not installed", "", "") for side in missing]
     model = ", ".join(f"{key} {value}" for key, value in CASES[name]["model"].items())
@@ -147,7 +148,13 @@ def show_case(name: str, steps: int) -> None:
     print_table(
         f"{title}; {len(times[BARE])} rounds", ("side", "ms / step", "x bare", "x fused"), rows
     )
-    print(f"a probe: {1e3 * probe:.1f} ms, every {steps / len(turns.probes):.0f} steps\n")
+    print(f"a probe: {1e3 * probe:.1f} ms, every {cadence:.0f} steps\n")
+
+
+def steps_between_probes(config: Config, batches: Batches) -> float:
+    """What `every: auto` comes to in a run that is long enough for more than the fewest probes."""
+    examples = min(int(config.probe.examples), len(batches.data.train_targets))
+    return examples / (PROBE_SHARE * batches.batch_size)
 
 
 def row(side: str, times: Times) -> tuple[str, ...]:

@@ -302,7 +302,7 @@ class Reference:
             total += float(loss.detach())
             right += int((logits.argmax(1) == targets[group]).sum())
             for one, more in zip(gradients, torch.autograd.grad(loss, parameters), strict=True):
-                one += more
+                one.add_(more)
         return gradients, total, right / len(targets)
 
     def step(self, step: int) -> StepFigures:

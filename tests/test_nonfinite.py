@@ -17,6 +17,9 @@ from gradexp.config import Config
 from gradexp.config.schema import config_type
 from gradexp.nn import ACTIVATIONS, Activation
 from gradexp.nn.network import Layer
+from gradexp.probes.looking import ProbeSet, probe
+from gradexp.probes.nonfinite import NonFinite, locate_by_probe
+from gradexp.probes.units import UnitLedger
 from gradexp.records import RunDir
 from gradexp.train.learner import Learner, build_network
 from tests.reference import MLP, config_of, run_of
@@ -36,10 +39,12 @@ DIVERGING = {
 }
 
 
-RISING = (
-    "train.optimizer={name: sgd, lr: 10.0}",
-    "train.schedule={name: constant, warmup_steps: 2000}",
-    "train.steps=2000",
+# A weight decay that overshoots: weights double at every step, and sigmoids hide it for long.
+GROWING = (
+    "model.activation=sigmoid",
+    "train.optimizer={name: sgd, lr: 0.01}",
+    "train.weight_decay=300",
+    "train.steps=200",
 )
 
 
@@ -141,7 +146,7 @@ def ends_at_the_bad_loss(run: RunDir, end: int) -> None:
 
 
 def test_the_last_fifty_steps_are_kept_at_full_resolution(tmp_path: Path) -> None:
-    settings = (DEEP_LINEAR, *RISING)
+    settings = (NET, *GROWING)
     thin = run_of(tmp_path, *settings, "probe.gradients_every=10")
     end = thin.read_summary()["steps"]
     event = thin.read_summary()["nonfinite"]["step"]
@@ -209,23 +214,21 @@ def test_the_steps_before_an_event_that_training_survives(tmp_path: Path) -> Non
     assert np.isfinite(steps["loss"]).all()
 
 
-def test_an_overflow_that_flat_activations_hide(tmp_path: Path) -> None:
+def test_an_overflow_that_a_flat_activation_hides(tmp_path: Path) -> None:
     """Infinite pre, finite post, finite loss and gradients: only a probe can see it."""
-    settings = (
-        "model={family: mlp, depth: 3, width: 6, activation: hardtanh}",
-        "model.init={name: uniform, limit: 5e37}",
-        "train.optimizer={name: sgd, lr: 1e-30}",
-        "train.steps=2",
+    network = build_network(config_of(tmp_path, NET, "model.activation=hardtanh"))
+    layers = network.layers()
+    with torch.no_grad():
+        layers[1].weight.fill_(3e38)
+        layers[0].map.bias.fill_(2.0)
+        layers[0].weight.zero_()
+    look = ProbeSet(
+        torch.rand(5, 2, 6, 6), torch.arange(5) % 3, 8, low=torch.zeros(2), high=torch.ones(2)
     )
-    run = run_of(tmp_path, *settings)
-    assert run.status() == "finished"
-    assert np.isfinite(run.read("gradients")["grad_norm"]).all()
-    network = build_network(config_of(tmp_path, *settings))
-    found = run.read_summary()["nonfinite"]
-    assert (found["step"], found["tensor"]) == (0, "activation")
-    pre = run.read("signal")["pre_mean"]
-    first_bad = int(np.argmin(np.isfinite(pre)))
-    assert found["layer"] == network.layers()[first_bad].spec.name
+    rows = probe(network, look, UnitLedger(), 7)
+    found = locate_by_probe(network, rows.signal, 7, [layer.spec.name for layer in layers])
+    assert found == NonFinite(7, "activation", "hidden.2", 2)
+    assert [math.isfinite(row[5]) for row in rows.signal] == [True] * 4  # type: ignore[arg-type]
 
 
 def test_weights_that_overflow_in_the_very_last_update(tmp_path: Path) -> None:

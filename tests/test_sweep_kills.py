@@ -130,7 +130,7 @@ def test_a_killed_worker_costs_its_cell_one_retry(
 ) -> None:
     config, expected = undisturbed
     out = tmp_path / "out"
-    process = start(config, out, *GRID)
+    process = start(config, out, *GRID, workers=1)
     killed: set[int] = set()
     for moment in list(MOMENTS.values())[2:10]:
         _wait_for(moment(out), out, process)

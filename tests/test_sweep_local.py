@@ -148,12 +148,22 @@ def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
     assert _sweep(tmp_path, "train.optimizer.lr=1e30").already_done == 1
 
 
+def _wait_until_at_work(out: Path, runs: int) -> None:
+    """So many unfinished runs have written some steps."""
+    give_up = time.monotonic() + 60
+    while time.monotonic() < give_up:
+        tables = [path for path in out.glob("runs/*/steps.csv") if path.stat().st_size > 1000]
+        if sum(not (path.parent / "summary.json").exists() for path in tables) >= runs:
+            return
+        time.sleep(0.01)
+    pytest.fail("no run has begun")
+
+
 def test_ctrl_c_keeps_checkpoints_and_the_same_command_goes_on(copied: Path) -> None:
     config, out = copied / "tiny.yaml", copied / "out"
     grid = ("train.steps=1000", "seed=0,1")
     process = start(config, out, *grid, checkpoint_seconds=1000.0)
-    while len([path for path in out.glob("runs/*/steps.csv") if path.stat().st_size > 1000]) < 6:
-        time.sleep(0.01)
+    _wait_until_at_work(out, 2)
     assert status(out).live
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
@@ -169,8 +179,7 @@ def test_ctrl_c_keeps_checkpoints_and_the_same_command_goes_on(copied: Path) -> 
 def test_a_second_ctrl_c_ends_at_once(copied: Path) -> None:
     config, out = copied / "tiny.yaml", copied / "out"
     process = start(config, out, "train.steps=100000")
-    while not any(path.stat().st_size > 1000 for path in out.glob("runs/*/steps.csv")):
-        time.sleep(0.01)
+    _wait_until_at_work(out, 1)
     workers = workers_of(process)
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
@@ -179,13 +188,13 @@ def test_a_second_ctrl_c_ends_at_once(copied: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode != 0
+    assert workers
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
 def test_a_second_sweep_on_the_directory_is_refused(copied: Path) -> None:
     process = start(copied / "tiny.yaml", copied / "out", "train.steps=100000")
-    while not process.poll() and not workers_of(process):
-        time.sleep(0.01)
+    _wait_until_at_work(copied / "out", 1)
     with pytest.raises(RunError, match="another sweep is working here"):
         _sweep(copied, DEPTHS)
     process.kill()
@@ -201,7 +210,7 @@ def test_a_directory_that_cannot_be_written_is_said_clearly(tmp_path: Path) -> N
 def test_a_full_disk_fails_cells_and_loses_nothing(copied: Path) -> None:
     """The limit on file sizes stands for a full disk; workers inherit it."""
     out, before = copied / "out", repeatable(copied / "out")
-    grid = ("train.steps=800", "seed=0")
+    grid = ("train.steps=300", "seed=0")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
     try:

@@ -17,6 +17,7 @@ GRID = ("model.depth=2,3", "seed=0,1,2,3")
 
 LOSING_A_MACHINE = """
 import sys
+import time
 from pathlib import Path
 
 import ray
@@ -45,7 +46,8 @@ class Saboteur(View):
 plan = plan_sweep(Path(config), [], grid)
 options = SweepOptions(engine="ray", address=cluster.address)
 outcome = run_sweep(plan, Path(out), options, Saboteur())
-assert ray.cluster_resources()["CPU"] == 1
+while ray.cluster_resources()["CPU"] > 1:
+    time.sleep(0.1)
 ray.shutdown()
 cluster.shutdown()
 print(outcome.counts, outcome.failures)
@@ -66,10 +68,10 @@ def test_a_lost_machine_costs_nothing_but_time(tmp_path: Path) -> None:
         },
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=150,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr[-2000:]
     assert states(tmp_path / "ray") == ["finished"] * 8
     run_sweep(plan_sweep(config, [], GRID), tmp_path / "local", SweepOptions(workers=2))
     assert repeatable(tmp_path / "ray") == repeatable(tmp_path / "local")

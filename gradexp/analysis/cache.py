@@ -31,7 +31,7 @@ T = TypeVar("T", Probes, Depth, Gradients, Curve)
 
 def evidence_of(run: RunDir) -> Evidence:
     """The evidence of a run, from the copy beside its tables when that is up to date."""
-    path = run.path / "evidence.json"
+    path = run.evidence
     key = _key(run)
     kept = _read(path)
     if kept.get("key") == key:

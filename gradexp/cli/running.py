@@ -34,7 +34,15 @@ def print_results(run: RunDir, console: Console) -> None:
     """The table per layer, the reading in one line, the verdicts, and where everything lies."""
     console.print(run_table(run))
     console.print()
-    console.print(reading(run), markup=False, highlight=False, soft_wrap=True)
+    for line in (reading(run), *_remarks(run)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print()
     console.print(verdict_table(judge(run)))
     console.print(f"\n{run.path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _remarks(run: RunDir) -> list[str]:
+    """What a reader of the figures must know of the data, and where finite values ended."""
+    manifest = run.read_manifest()
+    outcome = [str(manifest["outcome"])] if run.read_summary().get("nonfinite") else []
+    return [*outcome, *(f"Data: {note}." for note in manifest["data"]["notes"])]

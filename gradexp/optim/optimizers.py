@@ -25,58 +25,28 @@ def sgd(*, lr: Positive = 0.05, momentum: Fraction = 0.0, nesterov: bool = False
     """Stochastic gradient descent, with heavy-ball or Nesterov momentum where wanted."""
     if nesterov and not momentum:
         raise ConfigError("nesterov: true has no effect without momentum above 0")
-
-    def make(groups: Groups) -> Optimizer:
-        from torch import optim
-
-        return optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=_fused(groups))
-
-    return make
+    return _fused("SGD", lr=lr, momentum=momentum, nesterov=nesterov)
 
 
 @OPTIMIZERS.register("adam", source="Kingma & Ba 2015")
 def adam(
-    *,
-    lr: Positive = 1e-3,
-    beta1: Fraction = 0.9,
-    beta2: Fraction = 0.999,
-    eps: Positive = 1e-8,
+    *, lr: Positive = 1e-3, beta1: Fraction = 0.9, beta2: Fraction = 0.999, eps: Positive = 1e-8
 ) -> MakeOptimizer:
     """Adam; weight decay is added to the gradient."""
-
-    def make(groups: Groups) -> Optimizer:
-        from torch import optim
-
-        return optim.Adam(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=_fused(groups))
-
-    return make
+    return _fused("Adam", lr=lr, betas=(beta1, beta2), eps=eps)
 
 
 @OPTIMIZERS.register("adamw", source="Loshchilov & Hutter 2019")
 def adamw(
-    *,
-    lr: Positive = 1e-3,
-    beta1: Fraction = 0.9,
-    beta2: Fraction = 0.999,
-    eps: Positive = 1e-8,
+    *, lr: Positive = 1e-3, beta1: Fraction = 0.9, beta2: Fraction = 0.999, eps: Positive = 1e-8
 ) -> MakeOptimizer:
     """Adam with weight decay decoupled from the gradient."""
-
-    def make(groups: Groups) -> Optimizer:
-        from torch import optim
-
-        return optim.AdamW(groups, lr=lr, betas=(beta1, beta2), eps=eps, fused=_fused(groups))
-
-    return make
+    return _fused("AdamW", lr=lr, betas=(beta1, beta2), eps=eps)
 
 
 @OPTIMIZERS.register("rmsprop", source="Tieleman & Hinton 2012")
 def rmsprop(
-    *,
-    lr: Positive = 1e-3,
-    alpha: Fraction = 0.99,
-    momentum: Fraction = 0.0,
-    eps: Positive = 1e-8,
+    *, lr: Positive = 1e-3, alpha: Fraction = 0.99, momentum: Fraction = 0.0, eps: Positive = 1e-8
 ) -> MakeOptimizer:
     """Gradients divided by the root of their running mean square."""
 
@@ -88,6 +58,14 @@ def rmsprop(
     return make
 
 
-def _fused(groups: Groups) -> bool | None:
-    """Fused kernels where torch has them; elsewhere its own choice."""
-    return True if groups[0]["params"][0].device.type in {"cpu", "cuda"} else None
+def _fused(name: str, **options: Any) -> MakeOptimizer:
+    """One of torch's optimizers, with its fused kernel where that is sure to exist."""
+
+    def make(groups: Groups) -> Optimizer:
+        from torch import optim
+
+        fused = True if groups[0]["params"][0].device.type in {"cpu", "cuda"} else None
+        optimizer: Optimizer = getattr(optim, name)(groups, fused=fused, **options)
+        return optimizer
+
+    return make

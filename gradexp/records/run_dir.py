@@ -27,6 +27,7 @@ class RunDir:
         self.config = path / "config.yaml"
         self.manifest = path / "manifest.json"
         self.summary = path / "summary.json"
+        self.evidence = path / "evidence.json"
         self.checkpoint = path / "checkpoint.pt"
         self.lock = path / ".lock"
 
