@@ -51,7 +51,7 @@ def test_live_view_on_a_terminal_ends_clean() -> None:
     view.progressed(Progress(60, 2.0, 0.25, np.array([1e-3, 1.0])))
     view.closed()
     text = output.getvalue()
-    assert "loss 2.25" in text
+    assert "epoch 2  loss 2 " in text
     assert "test 50%" in text
     assert text.endswith("\x1b[2K")  # the last thing it does is to erase itself
 
