@@ -16,6 +16,7 @@ from gradexp.probes.capture import captured
 from gradexp.probes.certificates import certified_units
 from gradexp.probes.units import inactive
 
+GENERATOR = torch.Generator().manual_seed(0)
 FLAT = [entry.name for entry in ACTIVATIONS if entry.factory().flat]
 
 
@@ -223,22 +224,53 @@ def test_numbers_that_are_none_prove_nothing(bad: float) -> None:
     assert not proved[1].any()
 
 
-def test_layer_norm_of_a_large_common_part() -> None:
-    """Rounding of a mean of 1e7 leaves remainders that eps magnifies: still sound."""
+def test_an_activation_dips_between_its_ends() -> None:
+    """Hardswish of [-3, 0] reaches -0.375 inside; times -10 that lifts the next unit by 3.75."""
+    init = INITS["kaiming_normal"].factory()
+    parts = Parts(ACTIVATIONS["hardswish"].factory(), init, None, None)
+    plan = MODELS["mlp"].factory(depth=2, width=2)((1, 1, 1), 3, 0)
+    network = build(plan, parts, torch.Generator().manual_seed(0))
+    first, second, _ = network.layers()
+    with torch.no_grad():
+        first.weight.fill_(3.0)
+        first.map.bias.fill_(-3.0)
+        second.weight.fill_(-5.0)
+        second.map.bias.copy_(torch.tensor([-6.7, -6.8]))
+    proved = certified_units(network, (1, 1, 1), torch.zeros(1), torch.ones(1))
+    assert [one.tolist() for one in proved[:2]] == [[False, False], [False, True]]
+
+
+def test_one_unit_can_stand_out_of_a_layer_norm() -> None:
+    """The most that one of six normalized values can be is sqrt(5) = 2.236."""
     parts = Parts(
         ACTIVATIONS["relu"].factory(),
         INITS["kaiming_normal"].factory(),
         NORMS["layer"].factory(),
         None,
     )
-    plan = MODELS["mlp"].factory(depth=1, width=6)((1, 3, 3), 3, 0)
-    network = build(plan, parts, torch.Generator().manual_seed(0)).eval()
+    network = build(MODELS["mlp"].factory(depth=1, width=6)((1, 1, 1), 3, 0), parts, GENERATOR)
     layer = network.layers()[0]
     with torch.no_grad():
-        layer.weight.fill_(1e6)
-        layer.map.bias.copy_(torch.tensor([0.0, 1.0, 3.0, 7.0, 1e7, 1e7]))
-        layer.norm.weight.fill_(1.0)
-        layer.norm.bias.fill_(-2.3)  # sqrt(6 - 1) is 2.24
-    proved = certified_units(network, (1, 3, 3), torch.zeros(1), torch.ones(1))
-    inputs = torch.rand(500, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+        layer.weight.copy_(torch.eye(6)[:, :1] * 9)
+        layer.norm.bias.copy_(torch.tensor([-2.23, -2.26, -2.23, -2.26, -2.3, -1.0]))
+    proved = certified_units(network, (1, 1, 1), torch.zeros(1), torch.ones(1))[0]
+    assert proved.tolist() == [False, True, False, True, True, False]
+
+
+def test_layer_norm_of_a_large_common_part() -> None:
+    """The rounded mean of equal values near 1e7 leaves remainders that eps magnifies to 300."""
+    parts = Parts(
+        ACTIVATIONS["relu"].factory(),
+        INITS["kaiming_normal"].factory(),
+        NORMS["layer"].factory(),
+        None,
+    )
+    network = build(MODELS["mlp"].factory(depth=1, width=3)((1, 1, 1), 3, 0), parts, GENERATOR)
+    layer = network.layers()[0]
+    with torch.no_grad():
+        layer.weight.fill_(1e7)
+        layer.norm.bias.fill_(-1.5)  # sqrt(3 - 1) is 1.414
+    proved = certified_units(network, (1, 1, 1), torch.zeros(1), torch.ones(1))
+    inputs = torch.rand(500, 1, 1, 1, generator=torch.Generator().manual_seed(0))
+    assert fires(network, [torch.ones(3, dtype=torch.bool)] * 2, inputs)
     assert not fires(network, proved, inputs)

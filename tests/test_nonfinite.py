@@ -31,7 +31,12 @@ DIVERGING = {
     "sgd": (NET, "train.optimizer={name: sgd, lr: 1e13, momentum: 0.9}"),
     "deep linear": (DEEP_LINEAR, "train.optimizer={name: sgd, lr: 0.6}", "train.steps=200"),
     "elu": (*MLP, "model.activation=elu", "train.optimizer={name: sgd, lr: 30.0}"),
-    "dropout": (DEEP_LINEAR, "model.dropout=0.1", "train.optimizer={name: sgd, lr: 0.9}"),
+    "dropout": (
+        DEEP_LINEAR,
+        "model.dropout=0.6",
+        "seed=1",  # another mask would blame hidden.5
+        "train.optimizer={name: sgd, lr: 3.0}",
+    ),
     "selu batch norm": (*MLP, "model.activation=selu", "train.optimizer={name: sgd, lr: 1e30}"),
     "adamw": (NET, "train.optimizer={name: adamw, lr: 1e5}", "train.weight_decay=1e3"),
     "wide init": (NET, "model.init={name: normal, std: 1e20}"),

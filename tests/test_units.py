@@ -222,7 +222,7 @@ def test_a_life_told_in_full() -> None:
     with torch.no_grad():
         network.layers()[0].weight.fill_(1.0)
     story = []
-    for step, value in enumerate([0.0, -2.0, math.nan, -2.0, math.inf, -2.0, -0.5]):
+    for step, value in enumerate([0.0, -2.0, math.nan, -2.0, -math.inf, -2.0, -0.5]):
         with torch.no_grad():
             bias.copy_(torch.tensor([value, 0.5]))
         rows = look(network, PIXELS, ledger, step)

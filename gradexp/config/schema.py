@@ -143,6 +143,10 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
             f"model.norm: {model.norm.name} needs data.batch_size of at least 2",
         ),
         (
+            across and config.data.train_examples == 1,
+            f"model.norm: {model.norm.name} needs data.train_examples of at least 2",
+        ),
+        (
             across and config.probe.examples == 1,
             f"model.norm: {model.norm.name} needs probe.examples of at least 2",
         ),

@@ -82,7 +82,7 @@ class LayerView:
         with torch.enable_grad():
             point = pre.detach().requires_grad_()
             (slope,) = torch.autograd.grad(self.layer.activation(point).sum(), point)
-        return (slope.abs() < SATURATED_BELOW).sum()
+        return (slope.abs() < SATURATED_BELOW).count_nonzero()
 
     def signal(self) -> Row:
         """Means, deviations, pre_grad_norm and saturated fraction."""

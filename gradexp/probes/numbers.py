@@ -8,6 +8,7 @@ from torch import Tensor
 # Squares of entries below 1e-22 underflow float32. Under a norm of 1e-15 such entries could count;
 # above it they cannot. Squares of entries above 1e18 overflow.
 SAFE_SQUARES = (1e-30, 1e36)
+PART = 2**17  # values at a time: their float64 copies stay in the processor's cache
 BLOCK = 2**15
 
 
@@ -70,15 +71,20 @@ class Moments:
 
     def add(self, values: Tensor) -> None:
         """Take in all values of a tensor."""
-        flat = values.to(wide(values.device)).flatten()
-        mean = flat.mean()
-        flat = flat - mean
-        count = self.count + values.numel()
+        for part in values.flatten().split(PART):
+            self._add(part.to(wide(part.device)))
+
+    def _add(self, part: Tensor) -> None:
+        mean = part.mean()
+        centred = part - mean
+        count = self.count + part.numel()
         delta = mean - self.mean
         self._squares = (
-            self._squares + torch.dot(flat, flat) + delta**2 * (self.count * values.numel() / count)
+            self._squares
+            + torch.dot(centred, centred)
+            + delta**2 * (self.count * part.numel() / count)
         )
-        self.mean = self.mean + delta * (values.numel() / count)
+        self.mean = self.mean + delta * (part.numel() / count)
         self.count = count
 
     @property

@@ -105,7 +105,7 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: cannot be read: {error}") from error
     reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    rows = [row for row in reader if row.get("run")]
+    rows = [row for row in reader if row.get("run") and None not in row]
     return list(reader.fieldnames or ()), rows
 
 

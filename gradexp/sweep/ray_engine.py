@@ -21,6 +21,7 @@ from gradexp.sweep.schema import Resources
 
 POLL_SECONDS = 0.1
 RETRIES = 3
+INCOMING = ".incoming"
 QUEUED_PER_WORKER = 2  # tasks that wait in the cluster, so that no core is idle between two cells
 
 
@@ -61,7 +62,7 @@ def _packed(runs: Path, error: str) -> bytes:
 
 def unpack(archive: bytes, target: Path) -> None:
     """Put a run directory in its place as a whole; what an earlier attempt left there goes."""
-    incoming = target.with_name(f".{target.name}.incoming")
+    incoming = target.with_name(f".{target.name}{INCOMING}")
     shutil.rmtree(incoming, ignore_errors=True)
     try:
         with tarfile.open(fileobj=io.BytesIO(archive)) as content:
@@ -87,6 +88,8 @@ class RayEngine:
 
     def carry_out(self, cells: Sequence[Cell], stop: StopRequest) -> Events:
         """Tell what happens until every cell has ended, or until a stop was asked for."""
+        for unfinished in self._sweep.runs.glob(f".*{INCOMING}"):
+            shutil.rmtree(unfinished)
         with self._cluster():
             task = self._ray.remote(carry_out_elsewhere).options(
                 num_cpus=self._resources.cpus,
@@ -113,9 +116,10 @@ class RayEngine:
         own = not self._ray.is_initialized()
         if own:
             cores = self._workers * self._resources.cpus
+            # Only a cluster that starts here can be given its size.
             here = {} if self._address else {"num_cpus": cores, "include_dashboard": False}
             try:
-                self._ray.init(address=self._address, log_to_driver=False, logging_level="error", **here)
+                self._ray.init(self._address or "local", log_to_driver=False, **here)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise ConfigError(f"--address {self._address}: no Ray cluster: {error}") from error
         try:
