@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +16,24 @@ from hypothesis.extra import numpy as arrays
 from gradexp.probes import numbers
 from gradexp.probes.numbers import Moments, norms
 
-CPU_NORMS = [norms, numbers._scaled_norms]
+Measure = Callable[[list[torch.Tensor]], torch.Tensor]
+
+
+def as_elsewhere(row_norms: Callable[[torch.Tensor], torch.Tensor]) -> Measure:
+    """The norms as another kind of device would measure them."""
+
+    def measured(tensors: list[torch.Tensor]) -> torch.Tensor:
+        with patch.dict(numbers.ROW_NORMS, cpu=row_norms):
+            return norms(tensors)
+
+    return measured
+
+
+ALL_NORMS = [
+    norms,
+    as_elsewhere(numbers.double_row_norms),
+    as_elsewhere(numbers.scaled_row_norms),
+]
 NORMAL = float(np.finfo(np.float32).tiny)
 scales = st.sampled_from(
     [1e-38, 1e-30, 1e-23, 1e-19, 1e-15, 1e-5, 1.0, 1e8, 1e17, 1e19, 1e25, 1e36]
@@ -31,10 +50,10 @@ def exact(values: np.ndarray) -> float:
     return math.hypot(*values.astype(np.float64).ravel().tolist())
 
 
-@pytest.mark.parametrize("function", CPU_NORMS)
+@pytest.mark.parametrize("function", ALL_NORMS)
 @settings(deadline=None, derandomize=True)
 @given(tensors=st.lists(st.tuples(entries, scales), min_size=1, max_size=5))
-def test_norms_of_any_size(function: type[norms], tensors: list[tuple[np.ndarray, float]]) -> None:
+def test_norms_of_any_size(function: Measure, tensors: list[tuple[np.ndarray, float]]) -> None:
     values = [(array * np.float32(scale)).astype(np.float32) for array, scale in tensors]
     values = [np.where(np.abs(one) < NORMAL, np.float32(0), one) for one in values]
     measured = function([torch.from_numpy(one) for one in values])

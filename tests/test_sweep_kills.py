@@ -14,8 +14,8 @@ import pytest
 from gradexp.records import RunDir
 from tests.sweeps import repeatable, start, states, workers_of, write_config
 
-GRID = ("model.depth=2,3", "model.activation=relu,tanh", "seed=0,1,2,3,4,5")
-CELLS = 24
+GRID = ("model.depth=2,3", "model.activation=relu,tanh", "seed=0,1,2,3,4,5,6")
+CELLS = 28
 PATIENCE = 60.0
 
 Moment = Callable[[Path], object]
@@ -65,6 +65,8 @@ MOMENTS: dict[str, Callable[[Path], Moment]] = {
     "three more": _finished(3),
 }
 
+SECONDS_INTO_A_CELL = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
@@ -88,6 +90,10 @@ def _wait_for(moment: Moment, out: Path, process: subprocess.Popen[str]) -> None
         if moment(out):
             return
         time.sleep(0.002)
+
+
+def _begun(out: Path) -> set[str]:
+    return {path.name for path in out.glob("runs/*")}
 
 
 def _ended(out: Path) -> dict[str, int]:
@@ -132,13 +138,13 @@ def test_a_killed_worker_costs_its_cell_one_retry(
     out = tmp_path / "out"
     process = start(config, out, *GRID, workers=1)
     killed: set[int] = set()
-    for moment in list(MOMENTS.values())[2:10]:
-        _wait_for(moment(out), out, process)
-        victim = next(pid for pid in workers_of(process) if pid not in killed)
+    for delay in SECONDS_INTO_A_CELL:
+        begun = _begun(out)
+        _wait_for(lambda out, begun=begun: _begun(out) - begun, out, process)
+        time.sleep(delay)
+        victim = workers_of(process)[0]
         os.kill(victim, signal.SIGKILL)
         killed.add(victim)
-        begun = {path.name for path in out.glob("runs/*")}
-        _wait_for(lambda out, begun=begun: begun <= _ended(out).keys(), out, process)
     _, errors = process.communicate(timeout=PATIENCE)
     assert len(killed) == 8
     assert process.returncode == 0, errors

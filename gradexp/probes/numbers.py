@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # Squares of entries below 1e-22 underflow float32. Under a norm of 1e-15 such entries could count;
 # above it they cannot. Squares of entries above 1e18 overflow.
-SAFE_SQUARES = (1e-30, 1e36)
+SAFE = (1e-15, 1e18)
+ROW = 4096  # values that one float32 sum may run over: longer ones drift
 PART = 2**17  # values at a time: their float64 copies stay in the processor's cache
-BLOCK = 2**15
 
 
 def wide(device: torch.device) -> torch.dtype:
@@ -18,44 +19,79 @@ def wide(device: torch.device) -> torch.dtype:
 
 
 def norms(tensors: list[Tensor]) -> Tensor:
-    """The L2 norm of each float32 tensor, [k] float64, right for entries down to 1e-38.
+    """The L2 norm of each tensor, [k] float64, right for entries down to 1e-38."""
+    measured = Norms(tensors)
+    measured.load(tensors)
+    rows = measured.measure().cpu().double().numpy()
+    return torch.from_numpy(measured.combine(rows[None])[0])
 
-    No host sync on CUDA. On the CPU, where looking costs nothing, float32 sums serve unless a norm
-    is so small or large that its squares may have left the range; then float64 sums do.
+
+class Norms:
+    """L2 norms of tensors of fixed shapes, all of them with one reduction.
+
+    The tensors are laid into one buffer, each filling whole rows of `ROW` values. Norms of rows
+    are measured on the device, and combined on the host, for many steps at once.
     """
-    device = tensors[0].device.type
-    if device == "cuda":
-        return _double_norms(tensors)
-    if device == "mps":
-        return _scaled_norms(tensors)
-    flat = [one if one.dim() == 1 else one.reshape(-1) for one in tensors]
-    squares = torch.stack(list(map(_sum_of_squares, flat)))
-    result = squares.double().sqrt()
-    low, high = SAFE_SQUARES
-    doubtful = [index for index, one in enumerate(squares.tolist()) if not low < one < high]
-    if doubtful:
-        result[doubtful] = _double_norms([tensors[index] for index in doubtful])
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        counts = [-(-tensor.numel() // ROW) for tensor in tensors]
+        self._first_rows = np.cumsum([0, *counts[:-1]])
+        self._rows = torch.zeros(sum(counts), ROW, device=tensors[0].device)
+        flat = self._rows.view(-1)
+        self._views = [
+            flat[row * ROW :][: tensor.numel()].view(tensor.shape)
+            for row, tensor in zip(self._first_rows.tolist(), tensors, strict=True)
+        ]
+
+    def load(self, tensors: list[Tensor]) -> None:
+        """Take the tensors' values."""
+        torch._foreach_copy_(self._views, tensors)
+
+    def subtract(self, tensors: list[Tensor]) -> None:
+        """Subtract the tensors from the values taken before."""
+        torch._foreach_sub_(self._views, tensors)
+
+    def measure(self) -> Tensor:
+        """Norms of the rows, [rows] float64 (float32 on MPS), right for entries down to 1e-38.
+
+        No host sync on CUDA. On the CPU, where looking costs nothing, float32 sums serve unless a
+        row's squares may have left their range; then float64 sums do.
+        """
+        return ROW_NORMS.get(self._rows.device.type, double_row_norms)(self._rows)
+
+    def combine(self, rows: np.ndarray) -> np.ndarray:
+        """From norms of rows to norms of tensors: [steps, rows] to [steps, k] float64."""
+        squares = np.add.reduceat(np.square(rows), self._first_rows, axis=1)
+        combined: np.ndarray = np.sqrt(squares)
+        return combined
+
+
+def double_row_norms(rows: Tensor) -> Tensor:
+    """Norms of the rows in float64."""
+    measured: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    return measured
+
+
+def guarded_row_norms(rows: Tensor) -> Tensor:
+    """Norms of the rows in float32, and in float64 where those are in doubt."""
+    single: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    result = single.double()
+    low, high = single.aminmax()
+    if not (low.item() > SAFE[0] and high.item() < SAFE[1]):
+        doubtful = ~((single > SAFE[0]) & (single < SAFE[1]))
+        result[doubtful] = double_row_norms(rows[doubtful])
     return result
 
 
-def _sum_of_squares(flat: Tensor) -> Tensor:
-    """In blocks: one running float32 sum of a million equal squares would be off by 5e-4."""
-    if flat.numel() <= BLOCK:
-        return torch.dot(flat, flat)
-    blocks = flat.chunk(-(-flat.numel() // BLOCK))
-    return torch.stack([torch.dot(block, block) for block in blocks]).sum()
+def scaled_row_norms(rows: Tensor) -> Tensor:
+    """Norms of the rows in float32, each row first divided by its largest entry."""
+    largest = rows.abs().amax(1, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    scaled: Tensor = torch.linalg.vector_norm(rows / largest, dim=1)
+    return scaled * largest[:, 0]
 
 
-def _double_norms(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(tensors, 2, dtype=torch.float64))
-
-
-def _scaled_norms(tensors: list[Tensor]) -> Tensor:
-    """Norms in float32, each tensor first divided by its largest entry."""
-    largest = torch._foreach_norm(tensors, float("inf"))
-    safe = [torch.where(value > 0, value, 1.0) for value in largest]
-    scaled = torch._foreach_norm(torch._foreach_div(tensors, safe), 2)
-    return torch.stack(torch._foreach_mul(scaled, safe))
+ROW_NORMS = {"cpu": guarded_row_norms, "mps": scaled_row_norms}
 
 
 class Moments:
@@ -71,7 +107,7 @@ class Moments:
 
     def add(self, values: Tensor) -> None:
         """Take in all values of a tensor."""
-        for part in values.flatten().split(PART):
+        for part in torch.split(values.flatten(), PART):
             self._add(part.to(wide(part.device)))
 
     def _add(self, part: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradexp.nn.network import Network
-from gradexp.probes.numbers import norms, wide
+from gradexp.probes.numbers import Norms
 
 SCALARS = ("loss", "accuracy", "grad_norm", "clip_coefficient")
 PER_LAYER = ("grad_norm", "clipped_grad_norm", "bias_grad_norm", "weight_norm", "update_norm")
@@ -50,7 +50,7 @@ class StepValues:
 
 @dataclass
 class Measured:
-    """One step's figures, still on the device: norms [k], one per parameter or per layer."""
+    """One step's figures, still on the device; norms as norms of rows, see `Norms`."""
 
     loss: Tensor
     predicted: Tensor
@@ -66,24 +66,25 @@ class StepProbe:
     """Collects the figures of steps until they are taken.
 
     Within a step, call `gradients` after the backward pass, `regularized` when L1 has been added,
-    `clipped` when the gradients have been changed for good, `before_update` and `after_update`
-    around the optimizer's step, then `close`. A step only measures; what can be computed from its
-    figures is computed for many steps at once in `take`: small steps feel every operation.
+    `clipped` when the gradients have been changed for good, `updated` after the optimizer's step,
+    then `close`. A step only measures; what can be computed from its figures is computed for many
+    steps at once in `take`: small steps feel every operation.
     """
 
     def __init__(self, network: Network) -> None:
         layers = network.layers()
         self.layer_count = len(layers)
-        self._weights = [layer.weight for layer in layers]
+        weights = [layer.weight for layer in layers]
         biases = [layer.bias for layer in layers if layer.bias is not None]
-        own = {id(parameter) for parameter in (*self._weights, *biases)}
+        own = {id(parameter) for parameter in (*weights, *biases)}
         others = [one for one in network.parameters() if id(one) not in own]
-        self._parameters = [*self._weights, *biases, *others]
+        self._parameters = [*weights, *biases, *others]
         self._bias_at = [index for index, layer in enumerate(layers) if layer.bias is not None]
-        self._values = [weight.detach().view(-1) for weight in self._weights]
-        self._before = [torch.empty_like(value) for value in self._values]
-        device = self._weights[0].device
-        self._nothing = torch.full((self.layer_count,), torch.nan, dtype=wide(device)).to(device)
+        self._weights = [weight.detach() for weight in weights]
+        self._gradient_norms = Norms(self._parameters)
+        self._weight_norms = Norms(self._weights)
+        self._weight_norms.load(self._weights)
+        self._nothing = torch.full_like(self._weight_norms.measure(), torch.nan)
         self._steps: list[Measured] = []
 
     @property
@@ -97,10 +98,15 @@ class StepProbe:
         total: Tensor = torch.linalg.vector_norm(self._now.unclipped)
         return total
 
+    def _measure_gradients(self) -> Tensor:
+        self._gradient_norms.load(self.gradient_tensors)
+        return self._gradient_norms.measure()
+
     def gradients(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Measure gradients and weights after the backward pass."""
-        both = norms([*self.gradient_tensors, *self._values])
-        raw, weights = both[: -self.layer_count], both[-self.layer_count :]
+        raw = self._measure_gradients()
+        self._weight_norms.load(self._weights)
+        weights = self._weight_norms.measure()
         predicted = logits.detach().argmax(1)
         self._now = Measured(
             loss.detach(), predicted, targets, raw, weights, raw, raw, self._nothing
@@ -108,20 +114,16 @@ class StepProbe:
 
     def regularized(self) -> None:
         """Measure what will be clipped, L1 added."""
-        self._now.unclipped = norms(self.gradient_tensors)
+        self._now.unclipped = self._measure_gradients()
 
     def clipped(self) -> None:
         """Measure again what the optimizer will get."""
-        self._now.clipped = norms(self.gradient_tensors)
+        self._now.clipped = self._measure_gradients()
 
-    def before_update(self) -> None:
-        """Remember the weights."""
-        torch._foreach_copy_(self._before, self._values)
-
-    def after_update(self) -> None:
-        """Measure how far the weights have moved."""
-        torch._foreach_sub_(self._before, self._values)
-        self._now.updates = norms(self._before)
+    def updated(self) -> None:
+        """Measure how far the weights have moved since `gradients`."""
+        self._weight_norms.subtract(self._weights)
+        self._now.updates = self._weight_norms.measure()
 
     def close(self) -> None:
         """Keep the step's figures."""
@@ -135,21 +137,26 @@ class StepProbe:
         """Move the collected steps, at least one, to the host and begin anew."""
         steps, self._steps = self._steps, []
 
-        def rows(name: str) -> np.ndarray:
+        def host(name: str) -> np.ndarray:
             values: Tensor = torch.stack([getattr(step, name) for step in steps])
             return values.cpu().double().numpy()
 
-        raw, unclipped, clipped = rows("raw"), rows("unclipped"), rows("clipped")
-        accuracy = (rows("predicted") == rows("targets")).mean(1)
+        raw, unclipped, clipped = (
+            self._gradient_norms.combine(host(name)) for name in ("raw", "unclipped", "clipped")
+        )
+        weights, updates = (
+            self._weight_norms.combine(host(name)) for name in ("weights", "updates")
+        )
+        accuracy = (host("predicted") == host("targets")).mean(1)
         total, before, after = (np.linalg.norm(one, axis=1) for one in (raw, unclipped, clipped))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = np.where(before == 0, 1.0, after / before)
         count = self.layer_count
         biases = np.full((len(steps), count), np.nan)
         biases[:, self._bias_at] = raw[:, count : count + len(self._bias_at)]
-        layers = raw[:, :count], clipped[:, :count], biases, rows("weights"), rows("updates")
+        layers = raw[:, :count], clipped[:, :count], biases, weights, updates
         return StepValues(
-            np.stack((rows("loss"), accuracy, total, ratio), 1),
+            np.stack((host("loss"), accuracy, total, ratio), 1),
             np.stack(layers, 1),
             sum(step.updates is not self._nothing for step in steps),
         )

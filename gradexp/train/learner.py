@@ -68,9 +68,8 @@ class Learner:
         self.observe(step)
         for group in self._optimizer.param_groups:
             group["lr"] = self.lr(step, total)
-        self.step_probe.before_update()
         self._optimizer.step()
-        self.step_probe.after_update()
+        self.step_probe.updated()
         self._optimizer.zero_grad()
         self.step_probe.close()
 
