@@ -12,6 +12,7 @@ from rich.live import Live
 from gradexp.sweep import (
     Plan,
     SweepOptions,
+    plan_table,
     run_sweep,
     status,
     status_table,
@@ -23,8 +24,6 @@ WATCH_SECONDS = 1.0
 
 def print_plan(plan: Plan, directory: Path, workers: int | None) -> None:
     """The cells of a sweep and an estimate of its time; nothing is run or written."""
-    from gradexp.sweep import plan_table
-
     Console().print(plan_table(plan, directory, workers))
 
 
