@@ -112,10 +112,12 @@ def usual_epoch(workers: int, *, hooks: bool = False) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=LR)
     with tempfile.TemporaryFile("w", newline="") as file:
         writer = csv.writer(file)
+
+        def note(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            writer.writerow((module, output.std().item()))
+
         for module in net if hooks else ():
-            module.register_forward_hook(
-                lambda one, _inputs, output: writer.writerow((one, output.std().item()))
-            )
+            module.register_forward_hook(note)
         for step, (inputs, targets) in enumerate(train):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(inputs), targets)

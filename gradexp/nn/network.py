@@ -41,11 +41,17 @@ class Layer(nn.Module):
         self.facts = parts.activation if spec.hidden else Activation(lambda _units: nn.Identity())
         self.activation = self.facts.module(spec.outputs)
         self.dropout = nn.Dropout(parts.dropout) if parts.dropout and spec.hidden else nn.Identity()
+        # Small nets feel every call: what does nothing is left out, except the hooked activation.
+        around = (self.map, self.norm, self.activation, self.dropout)
+        self._stages = tuple(
+            one for one in around if one is self.activation or not isinstance(one, nn.Identity)
+        )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[n, inputs, ...] to [n, outputs, ...]."""
-        out: Tensor = self.dropout(self.activation(self.norm(self.map(inputs))))
-        return out
+        for stage in self._stages:
+            inputs = stage(inputs)
+        return inputs
 
     @property
     def weight(self) -> Tensor:
@@ -89,14 +95,16 @@ class Block(nn.Module):
         self.layers = nn.Sequential(*(Layer(layer, parts) for layer in spec.layers))
         self.scale = parts.residual.scale if spec.shortcut and parts.residual else None
         self.pool = nn.MaxPool2d(2) if spec.pool else nn.Identity()
+        self._pools = spec.pool
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[n, inputs, ...] to [n, outputs, ...]."""
-        out = self.layers(inputs)
+        out = inputs
+        for layer in self.layers:
+            out = layer(out)
         if self.scale is not None:
             out = torch.add(inputs, out, alpha=self.scale)
-        pooled: Tensor = self.pool(out)
-        return pooled
+        return self.pool(out) if self._pools else out
 
 
 class Network(nn.Module):
@@ -110,7 +118,9 @@ class Network(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images [n, C, H, W] to logits [n, classes]."""
-        out = self.blocks(inputs if self.spatial else inputs.flatten(1))
+        out = inputs if self.spatial else inputs.flatten(1)
+        for block in self.blocks:
+            out = block(out)
         if self.spatial:
             out = out.mean((2, 3))
         logits: Tensor = self.readout(out)
