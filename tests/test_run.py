@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import pytest
@@ -128,6 +129,22 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tiny: Path, tmp_path: Path, at: 
     outcome = execute(config, tmp_path / "parts")
     assert outcome.resumed_from is not None
     assert outcome.resumed_from < 12
+    assert_same_tables(whole, outcome.run)
+
+
+@pytest.mark.parametrize("lr", ["0.05", "1e30"])
+def test_ctrl_c_while_a_run_is_judged_costs_little(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lr: str
+) -> None:
+    config = load_config(tiny, [f"train.optimizer.lr={lr}"])
+    whole = execute(config, tmp_path / "whole").run
+    with monkeypatch.context() as patch:
+        patch.setattr("gradexp.train.run.judge", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            execute(config, tmp_path / "parts")
+    outcome = execute(config, tmp_path / "parts")
+    assert outcome.resumed_from is not None
+    assert outcome.run.status() == whole.status()
     assert_same_tables(whole, outcome.run)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import time
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -15,23 +15,34 @@ State = dict[str, Any]
 
 
 class Checkpoints:
-    """Saves a run's state now and then; how often changes no figure, so a clock may decide."""
+    """Saves a run's state now and then; how often changes no figure, so a clock may decide.
+
+    As a context it saves the latest state when Ctrl-C ends the work within, wherever that stands.
+    """
 
     def __init__(self, run: RunDir, seconds: float) -> None:
         self._path = run.checkpoint
         self._seconds = seconds
         self._saved_at = time.monotonic()
+        self.latest: State | None = None
 
     def due(self) -> bool:
         """Whether enough time has passed since the last one."""
         return time.monotonic() - self._saved_at >= self._seconds
 
-    def save(self, state: State) -> None:
-        """Replace the checkpoint."""
+    def save(self) -> None:
+        """Replace the checkpoint by the latest state."""
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(self.latest, buffer)
         write_atomically(self._path, buffer.getvalue())
         self._saved_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is KeyboardInterrupt and self.latest is not None:
+            self.save()
 
 
 def load(run: RunDir, device: torch.device) -> State | None:

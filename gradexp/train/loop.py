@@ -77,7 +77,7 @@ class Loop:
             if not self.resumed:
                 self._begin()
             while self.step < self.total and not self.diverged:
-                self._chunk_or_checkpoint(checkpoints)
+                self._save_and_go_on(checkpoints)
             self.recording.finish()
 
     def _begin(self) -> None:
@@ -85,17 +85,13 @@ class Loop:
         if self.total == 0:
             self._observe_initialization()
 
-    def _chunk_or_checkpoint(self, checkpoints: Checkpoints) -> None:
-        """A chunk of steps; what an interrupt would cost is saved before it is lost."""
-        state = self.state()
+    def _save_and_go_on(self, checkpoints: Checkpoints) -> None:
+        """A chunk of steps; before it a checkpoint, where one is due."""
+        checkpoints.latest = state = self.state()
         if checkpoints.due():
             self.recording.sync()
-            checkpoints.save(state)
-        try:
-            self._chunk(state["learner"])
-        except KeyboardInterrupt:
-            checkpoints.save(state)
-            raise
+            checkpoints.save()
+        self._chunk(state["learner"])
 
     def state(self) -> State:
         """Everything that decides how the run goes on."""

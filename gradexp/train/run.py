@@ -90,8 +90,9 @@ def _carry_out(config: Config, run: RunDir, observer: Observer, seconds: float) 
             }
             _write_layers(config, run, learner)
             loop = Loop(config, run, learner, state or {}, observer)
-            loop.run(checkpoint.Checkpoints(run, seconds))
-            _end(run, manifest, loop)
+            with checkpoint.Checkpoints(run, seconds) as checkpoints:
+                loop.run(checkpoints)
+                _end(run, manifest, loop)
     finally:
         observer.closed()
     return Outcome(run, resumed_from=state["step"] if state else None)
