@@ -13,10 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from gradexp.nn.flat import Rows
 from gradexp.probes import numbers
-from gradexp.probes.numbers import Moments, norms
+from gradexp.probes.numbers import Moments, row_norms
 
 Measure = Callable[[list[torch.Tensor]], torch.Tensor]
+
+
+def norms(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of each tensor, laid into rows as a net's parameters are."""
+    rows = Rows([tensor.numel() for tensor in tensors])
+    matrix = torch.zeros(int(rows.first[-1]), rows.length)
+    for index, tensor in enumerate(tensors):
+        rows.place(matrix, index, tensor.shape).copy_(tensor)
+    squares = row_norms(matrix).double().numpy() ** 2
+    return torch.from_numpy(np.sqrt(np.add.reduceat(squares, rows.first[:-1])))
 
 
 def as_elsewhere(row_norms: Callable[[torch.Tensor], torch.Tensor]) -> Measure:
@@ -34,6 +45,7 @@ ALL_NORMS = [
     as_elsewhere(numbers.double_row_norms),
     as_elsewhere(numbers.scaled_row_norms),
 ]
+CPU = torch.device("cpu")
 NORMAL = float(np.finfo(np.float32).tiny)
 scales = st.sampled_from(
     [1e-38, 1e-30, 1e-23, 1e-19, 1e-15, 1e-5, 1.0, 1e8, 1e17, 1e19, 1e25, 1e36]
@@ -108,28 +120,48 @@ def test_memory_layout_does_not_matter() -> None:
 )
 def test_moments_over_batches(batches: list[np.ndarray], scale: float, offset: float) -> None:
     values = [(one * np.float32(scale) + np.float32(offset)).astype(np.float32) for one in batches]
-    moments = Moments()
+    moments = Moments(2, CPU)
     for one in values:
-        moments.add(torch.from_numpy(one))
+        flat = torch.from_numpy(one).reshape(1, len(one), -1)
+        moments.add(torch.cat((flat, 3 * flat)))
     everything = np.concatenate([one.ravel() for one in values]).astype(np.float64)
     rounding = 1e-14 * np.abs(everything).max()
     assert moments.count == everything.size
-    assert float(moments.mean) == pytest.approx(everything.mean(), rel=1e-9, abs=rounding)
-    assert float(moments.std) == pytest.approx(everything.std(), rel=1e-9, abs=rounding)
+    for factor, mean, std in zip((1, 3), moments.mean.tolist(), moments.std.tolist(), strict=True):
+        exact_values = (np.float32(factor) * everything.astype(np.float32)).astype(np.float64)
+        wanted = exact_values.std()
+        assert mean == pytest.approx(exact_values.mean(), abs=1e-6 * wanted + factor * rounding)
+        assert std == pytest.approx(wanted, rel=1e-6, abs=factor * rounding)
 
 
-def test_equal_values_have_no_deviation_at_all() -> None:
-    moments = Moments()
-    for count in (3, 7, 1):
-        moments.add(torch.full((count, 2), 0.1))
+@pytest.mark.parametrize("count", [3, 700, 100_000])
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 1e-30, 1e30, 123.456])
+def test_equal_values_have_no_deviation_at_all(value: float, count: int) -> None:
+    moments = Moments(1, CPU)
+    for examples in (3, 7, 1):
+        moments.add(torch.full((1, examples, count), value))
     assert float(moments.std) == 0.0
-    assert float(moments.mean) == float(torch.tensor(0.1))
+    assert float(moments.mean) == float(torch.tensor(value))
+
+
+def test_a_series_beside_others_keeps_its_own_deviation() -> None:
+    """Collapsed, ordinary, far from 0, and tiny: all of them in one batch, in float64."""
+    noise = torch.randn(4, 8, 100, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor([0.0, 1.0, 1e-3, 1e-33]).view(4, 1, 1)
+    offset = torch.tensor([0.1, 0.0, 1e3, 0.0]).view(4, 1, 1)
+    values = noise * scale + offset
+    moments = Moments(4, CPU)
+    moments.add(values)
+    wanted = values.double().flatten(1)
+    assert moments.std.tolist() == pytest.approx(wanted.std(1, correction=0).tolist(), rel=1e-6)
+    assert moments.mean.tolist() == pytest.approx(wanted.mean(1).tolist(), rel=1e-6)
+    assert moments.std[0] == 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_moments_of_what_is_not_finite(bad: float) -> None:
-    moments = Moments()
-    moments.add(torch.tensor([1.0, bad]))
-    moments.add(torch.ones(3))
+    moments = Moments(1, CPU)
+    moments.add(torch.tensor([[[1.0, bad]]]))
+    moments.add(torch.ones(1, 1, 3))
     assert not math.isfinite(float(moments.mean))
     assert not math.isfinite(float(moments.std))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gradexp.errors import ConfigError
@@ -14,6 +15,21 @@ if TYPE_CHECKING:
 Groups: TypeAlias = list[dict[str, Any]]
 MakeOptimizer: TypeAlias = Callable[[Groups], "Optimizer"]
 """From parameter groups (each with its own weight_decay) to an optimizer."""
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """Makes an optimizer that treats every entry alike, whatever tensor it stands in.
+
+    It may be given many parameters laid into one, which spares an operation for each of them.
+    """
+
+    make: MakeOptimizer
+
+    def __call__(self, groups: Groups) -> Optimizer:
+        """The optimizer of these parameter groups."""
+        return self.make(groups)
+
 
 OPTIMIZERS: Registry[Callable[..., MakeOptimizer]] = Registry(
     "optimizer", "how gradients become updates"
@@ -55,7 +71,7 @@ def rmsprop(
 
         return optim.RMSprop(groups, lr=lr, alpha=alpha, momentum=momentum, eps=eps, foreach=True)
 
-    return make
+    return Elementwise(make)
 
 
 def _fused(name: str, **options: Any) -> MakeOptimizer:
@@ -68,4 +84,4 @@ def _fused(name: str, **options: Any) -> MakeOptimizer:
         optimizer: Optimizer = getattr(optim, name)(groups, fused=fused, **options)
         return optimizer
 
-    return make
+    return Elementwise(make)

@@ -114,8 +114,7 @@ def _inside_flat(pre: Bounds, flat: tuple[tuple[float, float], ...]) -> Tensor:
 
 def _through_map(layer: Layer, inputs: Bounds) -> Bounds:
     """Each bound is a sum of terms that can push it up and terms that can push it down."""
-    up, down = _terms(layer, inputs.low, inputs.high)
-    low_up, low_down = _terms(layer, inputs.high, inputs.low)
+    (low_up, low_down), (up, down) = _terms(layer, inputs)
     bias = _bias(layer)
     error = (layer.spec.fan_in + 2) * ROUNDING * (up - down + low_up - low_down + bias.abs())
     wide = Bounds(low_up + low_down + bias, up + down + bias).widened(error)
@@ -128,24 +127,28 @@ def _through_map(layer: Layer, inputs: Bounds) -> Bounds:
     )
 
 
-def _terms(layer: Layer, least: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums of the non-negative and of the non-positive terms of the upper bound.
-
-    With `least` and `largest` exchanged, those of the lower bound.
-    """
+def _terms(layer: Layer, inputs: Bounds) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Sums of the non-negative and of the non-positive terms of the lower and the upper bound."""
     weight = layer.weight.detach().double().cpu()
+    plus = inputs.low.clamp(min=0), inputs.high.clamp(min=0)
+    minus = inputs.low.clamp(max=0), inputs.high.clamp(max=0)
+    ends = torch.cat((*plus, *minus))
+    # Positive weights keep the order of the ends, negative ones turn it round, and the signs.
     rising, falling = weight.clamp(min=0), weight.clamp(max=0)
+    low_plus, high_plus, low_minus, high_minus = torch.split(_apply(layer, ends, rising), 1)
+    turned = torch.split(_apply(layer, ends, falling), 1)
+    low_up, low_down = low_plus + turned[3], low_minus + turned[1]
+    high_up, high_down = high_plus + turned[2], high_minus + turned[0]
+    return (low_up, low_down), (high_up, high_down)
 
-    def apply(values: Tensor, kernel: Tensor) -> Tensor:
-        if isinstance(layer.map, nn.Linear):
-            return F.linear(values, kernel)
-        return F.conv2d(
-            values, kernel, None, layer.map.stride, layer.map.padding, groups=layer.spec.groups
-        )
 
-    up = apply(largest.clamp(min=0), rising) + apply(least.clamp(max=0), falling)
-    down = apply(largest.clamp(max=0), rising) + apply(least.clamp(min=0), falling)
-    return up, down
+def _apply(layer: Layer, values: Tensor, kernel: Tensor) -> Tensor:
+    """The layer's linear map with another kernel, without bias."""
+    if isinstance(layer.map, nn.Linear):
+        return F.linear(values, kernel)
+    return F.conv2d(
+        values, kernel, None, layer.map.stride, layer.map.padding, groups=layer.spec.groups
+    )
 
 
 def _bias(layer: Layer) -> Tensor:

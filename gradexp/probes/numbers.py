@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from gradexp.nn.flat import LONGEST_ROW
 
 # Squares of entries below 1e-22 underflow float32. Under a norm of 1e-15 such entries could count;
 # above it they cannot. Squares of entries above 1e18 overflow.
 SAFE = (1e-15, 1e18)
-ROW = 4096  # values that one float32 sum may run over: longer ones drift
+KEPT = 0.5  # share of a sum that a subtraction must leave for its digits to be trusted
 PART = 2**17  # values at a time: their float64 copies stay in the processor's cache
 
 
@@ -18,112 +19,112 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def norms(tensors: list[Tensor]) -> Tensor:
-    """The L2 norm of each tensor, [k] float64, right for entries down to 1e-38."""
-    measured = Norms(tensors)
-    measured.load(tensors)
-    rows = measured.measure().cpu().double().numpy()
-    return torch.from_numpy(measured.combine(rows[None])[0])
+def row_norms(rows: Tensor) -> Tensor:
+    """L2 norms over the last axis, float64 (float32 on MPS), right for entries down to 1e-38.
 
-
-class Norms:
-    """L2 norms of tensors of fixed shapes, all of them with one reduction.
-
-    The tensors are laid into one buffer, each filling whole rows of `ROW` values. Norms of rows
-    are measured on the device, and combined on the host, for many steps at once.
+    No host sync on CUDA. On the CPU, where looking costs nothing, float32 sums serve unless the
+    squares of a row may have left their range; then float64 sums do. Rows should be short: over
+    many thousands of values float32 sums drift.
     """
+    return ROW_NORMS.get(rows.device.type, double_row_norms)(rows)
 
-    def __init__(self, tensors: list[Tensor]) -> None:
-        counts = [-(-tensor.numel() // ROW) for tensor in tensors]
-        self._first_rows = np.cumsum([0, *counts[:-1]])
-        self._rows = torch.zeros(sum(counts), ROW, device=tensors[0].device)
-        flat = self._rows.view(-1)
-        self._views = [
-            flat[row * ROW :][: tensor.numel()].view(tensor.shape)
-            for row, tensor in zip(self._first_rows.tolist(), tensors, strict=True)
-        ]
 
-    def load(self, tensors: list[Tensor]) -> None:
-        """Take the tensors' values."""
-        torch._foreach_copy_(self._views, tensors)
-
-    def subtract(self, tensors: list[Tensor]) -> None:
-        """Subtract the tensors from the values taken before."""
-        torch._foreach_sub_(self._views, tensors)
-
-    def measure(self) -> Tensor:
-        """Norms of the rows, [rows] float64 (float32 on MPS), right for entries down to 1e-38.
-
-        No host sync on CUDA. On the CPU, where looking costs nothing, float32 sums serve unless a
-        row's squares may have left their range; then float64 sums do.
-        """
-        return ROW_NORMS.get(self._rows.device.type, double_row_norms)(self._rows)
-
-    def combine(self, rows: np.ndarray) -> np.ndarray:
-        """From norms of rows to norms of tensors: [steps, rows] to [steps, k] float64."""
-        squares = np.add.reduceat(np.square(rows), self._first_rows, axis=1)
-        combined: np.ndarray = np.sqrt(squares)
-        return combined
+def in_rows(values: Tensor) -> Tensor:
+    """[series, n, ...] as rows of moderate length: [series, rows, row length]."""
+    length = values[0, 0].numel()
+    while length > LONGEST_ROW and length % 2 == 0:
+        length //= 2
+    return values.reshape(len(values), -1, length)
 
 
 def double_row_norms(rows: Tensor) -> Tensor:
     """Norms of the rows in float64."""
-    measured: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    measured: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
     return measured
 
 
 def guarded_row_norms(rows: Tensor) -> Tensor:
     """Norms of the rows in float32, and in float64 where those are in doubt."""
-    single: Tensor = torch.linalg.vector_norm(rows, dim=1)
+    single: Tensor = torch.linalg.vector_norm(rows, dim=-1)
     result = single.double()
-    low, high = single.aminmax()
-    if not (low.item() > SAFE[0] and high.item() < SAFE[1]):
+    if not all_safe(single):
         doubtful = ~((single > SAFE[0]) & (single < SAFE[1]))
         result[doubtful] = double_row_norms(rows[doubtful])
     return result
 
 
+def all_safe(norms: Tensor) -> bool:
+    """Whether norms measured in float32 can be trusted, all of them."""
+    low, high = norms.aminmax()
+    return low.item() > SAFE[0] and high.item() < SAFE[1]
+
+
 def scaled_row_norms(rows: Tensor) -> Tensor:
     """Norms of the rows in float32, each row first divided by its largest entry."""
-    largest = rows.abs().amax(1, keepdim=True)
+    largest = rows.abs().amax(-1, keepdim=True)
     largest = torch.where(largest > 0, largest, 1.0)
-    scaled: Tensor = torch.linalg.vector_norm(rows / largest, dim=1)
-    return scaled * largest[:, 0]
+    scaled: Tensor = torch.linalg.vector_norm(rows / largest, dim=-1)
+    return scaled * largest[..., 0]
 
 
 ROW_NORMS = {"cpu": guarded_row_norms, "mps": scaled_row_norms}
 
 
 class Moments:
-    """Mean and standard deviation over batches of values, in float64 (Chan et al. 1979).
+    """Mean and standard deviation of several series of values, in batches (Chan et al. 1979).
 
-    Never the difference of large sums: a collapsed signal really shows a deviation of 0.
+    Never the difference of large sums: a collapsed signal really shows a deviation of 0. Batches
+    combine in float64. Within one, on the CPU, float32 serves where it is right to 1e-6; else, and
+    on other devices, float64 does.
+
+    Attributes:
+        count: how many values of each series were taken in.
+        mean: of each series, float64 [series].
     """
 
-    def __init__(self) -> None:
+    def __init__(self, series: int, device: torch.device) -> None:
         self.count = 0
-        self.mean: Tensor | float = 0.0
-        self._squares: Tensor | float = 0.0
+        self.mean = torch.zeros(series, dtype=wide(device), device=device)
+        self._squares = torch.zeros_like(self.mean)
 
     def add(self, values: Tensor) -> None:
-        """Take in all values of a tensor."""
-        for part in torch.split(values.flatten(), PART):
-            self._add(part.to(wide(part.device)))
+        """Take in [series, rows, row length]."""
+        if values.device.type == "cpu" and self._add_single(values):
+            return
+        for part in torch.split(values.flatten(1), max(1, PART // len(values)), dim=1):
+            self._add_wide(part.to(self.mean.dtype))
 
-    def _add(self, part: Tensor) -> None:
-        mean = part.mean()
-        centred = part - mean
-        count = self.count + part.numel()
+    def _add_single(self, values: Tensor) -> bool:
+        """Take in float32 values by float32 sums; False, and nothing done, if that is unsafe."""
+        pivot = values.mean((1, 2), keepdim=True)
+        centred = values - pivot
+        distances = torch.linalg.vector_norm(centred, dim=2)
+        if not all_safe(distances):
+            return False
+        count = values[0].numel()
+        rest = centred.sum((1, 2)).double() / count
+        around_pivot = distances.double().square().sum(1)
+        squares = around_pivot - count * rest**2
+        # Where rounding moved the pivot further than the values reach, little is left of them.
+        if not bool((squares > KEPT * around_pivot).all()):
+            return False
+        self._merge(count, pivot[:, 0, 0].double() + rest, squares)
+        return True
+
+    def _add_wide(self, values: Tensor) -> None:
+        mean = values.mean(1)
+        squares = (values - mean[:, None]).square().sum(1)
+        self._merge(values.shape[1], mean, squares)
+
+    def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        """Join `count` more values of each series, whose deviations have these squares."""
+        total = self.count + count
         delta = mean - self.mean
-        self._squares = (
-            self._squares
-            + torch.dot(centred, centred)
-            + delta**2 * (self.count * part.numel() / count)
-        )
-        self.mean = self.mean + delta * (part.numel() / count)
-        self.count = count
+        self._squares += squares + delta**2 * (self.count * count / total)
+        self.mean += delta * (count / total)
+        self.count = total
 
     @property
     def std(self) -> Tensor:
-        """Population standard deviation of everything taken in."""
-        return torch.sqrt(torch.as_tensor(self._squares) / self.count)
+        """Population standard deviation of everything taken in, [series]."""
+        return torch.sqrt(self._squares / self.count)

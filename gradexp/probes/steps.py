@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradexp.nn.flat import Flat
 from gradexp.nn.network import Network
-from gradexp.probes.numbers import Norms
+from gradexp.probes.numbers import row_norms
 
 SCALARS = ("loss", "accuracy", "grad_norm", "clip_coefficient")
 PER_LAYER = ("grad_norm", "clipped_grad_norm", "bias_grad_norm", "weight_norm", "update_norm")
@@ -50,116 +51,133 @@ class StepValues:
 
 @dataclass
 class Measured:
-    """One step's figures, still on the device; norms as norms of rows, see `Norms`."""
+    """One step's figures, still on the device.
+
+    Attributes:
+        loss: 0-d.
+        predicted: classes [n].
+        targets: true classes [n].
+        watched: norms of the rows of `Flat.watched` before the update.
+        unclipped: of `Flat.gradients`, when L1 was added; else None.
+        clipped: of `Flat.gradients`, when they were changed for good; else None.
+    """
 
     loss: Tensor
     predicted: Tensor
     targets: Tensor
-    raw: Tensor
-    weights: Tensor
-    unclipped: Tensor
-    clipped: Tensor
-    updates: Tensor
+    watched: Tensor
+    unclipped: Tensor | None = None
+    clipped: Tensor | None = None
 
 
 class StepProbe:
     """Collects the figures of steps until they are taken.
 
     Within a step, call `gradients` after the backward pass, `regularized` when L1 has been added,
-    `clipped` when the gradients have been changed for good, `updated` after the optimizer's step,
-    then `close`. A step only measures; what can be computed from its figures is computed for many
-    steps at once in `take`: small steps feel every operation.
+    `clipped` when the gradients have been changed for good, `updated` after the optimizer's step.
+    A step only measures; what can be computed from its figures is computed for many steps at once
+    in `take`: small steps feel every operation.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, flat: Flat) -> None:
         layers = network.layers()
-        self.layer_count = len(layers)
-        weights = [layer.weight for layer in layers]
-        biases = [layer.bias for layer in layers if layer.bias is not None]
-        own = {id(parameter) for parameter in (*weights, *biases)}
-        others = [one for one in network.parameters() if id(one) not in own]
-        self._parameters = [*weights, *biases, *others]
+        self._flat = flat
+        self._layers, self._parameters = len(layers), len(flat.parameters)
         self._bias_at = [index for index, layer in enumerate(layers) if layer.bias is not None]
-        self._weights = [weight.detach() for weight in weights]
-        self._gradient_norms = Norms(self._parameters)
-        self._weight_norms = Norms(self._weights)
-        self._weight_norms.load(self._weights)
-        self._nothing = torch.full_like(self._weight_norms.measure(), torch.nan)
-        self._steps: list[Measured] = []
+        weights, rows = flat.rows.first[: self._layers], len(flat.gradients)
+        self._first_rows = np.concatenate(
+            (flat.rows.first[:-1], rows + weights, rows + len(flat.change) + weights)
+        )
+        self.begin()
 
-    @property
-    def gradient_tensors(self) -> list[Tensor]:
-        """The gradients of all parameters; weights first, in layer order."""
-        return [one.grad for one in self._parameters if one.grad is not None]
+    def begin(self) -> None:
+        """Begin anew from the weights as they are, without the steps collected so far."""
+        self._steps: list[Measured] = []
+        self._updates = 0
+        self._flat.take_weights()
 
     @property
     def total_norm(self) -> Tensor:
         """The L2 norm of all gradients that are about to be clipped, a 0-d tensor."""
-        total: Tensor = torch.linalg.vector_norm(self._now.unclipped)
+        now = self._steps[-1]
+        rows = now.watched[: len(self._flat.gradients)] if now.unclipped is None else now.unclipped
+        total: Tensor = torch.linalg.vector_norm(rows)
         return total
-
-    def _measure_gradients(self) -> Tensor:
-        self._gradient_norms.load(self.gradient_tensors)
-        return self._gradient_norms.measure()
 
     def gradients(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Measure gradients and weights after the backward pass."""
-        raw = self._measure_gradients()
-        self._weight_norms.load(self._weights)
-        weights = self._weight_norms.measure()
+        watched = row_norms(self._flat.watched)
         predicted = logits.detach().argmax(1)
-        self._now = Measured(
-            loss.detach(), predicted, targets, raw, weights, raw, raw, self._nothing
-        )
+        self._steps.append(Measured(loss.detach(), predicted, targets, watched))
 
     def regularized(self) -> None:
         """Measure what will be clipped, L1 added."""
-        self._now.unclipped = self._measure_gradients()
+        self._steps[-1].unclipped = row_norms(self._flat.gradients)
 
     def clipped(self) -> None:
         """Measure again what the optimizer will get."""
-        self._now.clipped = self._measure_gradients()
+        self._steps[-1].clipped = row_norms(self._flat.gradients)
 
     def updated(self) -> None:
-        """Measure how far the weights have moved since `gradients`."""
-        self._weight_norms.subtract(self._weights)
-        self._now.updates = self._weight_norms.measure()
-
-    def close(self) -> None:
-        """Keep the step's figures."""
-        self._steps.append(self._now)
-
-    def forget(self) -> None:
-        """Begin anew without the collected steps."""
-        self._steps = []
+        """Keep how far the weights have moved; it is measured with the next step's gradients."""
+        self._flat.note_update()
+        self._updates += 1
 
     def take(self) -> StepValues:
         """Move the collected steps, at least one, to the host and begin anew."""
-        steps, self._steps = self._steps, []
-
-        def host(name: str) -> np.ndarray:
-            values: Tensor = torch.stack([getattr(step, name) for step in steps])
-            return values.cpu().double().numpy()
-
-        raw, unclipped, clipped = (
-            self._gradient_norms.combine(host(name)) for name in ("raw", "unclipped", "clipped")
+        steps, updates = self._steps, self._updates
+        self._steps, self._updates = [], 0
+        # What the last update changed is measured only now: no step's gradients came after it.
+        rows = [*(step.watched for step in steps), row_norms(self._flat.watched)]
+        measured = self._by_tensor(rows, self._first_rows)
+        raw, changes, weights = np.split(
+            measured, (self._parameters, self._parameters + self._layers), axis=1
         )
-        weights, updates = (
-            self._weight_norms.combine(host(name)) for name in ("weights", "updates")
+        raw, weights, changes = raw[:-1], weights[:-1], changes[1:]
+        changes[updates:] = np.nan
+        unclipped = self._gradients([step.unclipped for step in steps], raw)
+        clipped = self._gradients([step.clipped for step in steps], unclipped)
+        layers = raw[:, : self._layers], clipped[:, : self._layers], self._biases(raw)
+        return StepValues(
+            self._scalars(steps, raw, unclipped, clipped),
+            np.stack((*layers, weights, changes), 1),
+            updates,
         )
-        accuracy = (host("predicted") == host("targets")).mean(1)
+
+    def _gradients(self, rows: list[Tensor | None], otherwise: np.ndarray) -> np.ndarray:
+        """Norms of gradients that were changed within the steps; or what they were before."""
+        measured = [one for one in rows if one is not None]
+        if not measured:
+            return otherwise
+        return self._by_tensor(measured, self._first_rows[: self._parameters])
+
+    @staticmethod
+    def _by_tensor(rows: list[Tensor], first: np.ndarray) -> np.ndarray:
+        """From norms of rows, [rows] each step, to norms of tensors [steps, tensors] float64."""
+        squares = np.square(torch.stack(rows).cpu().double().numpy())
+        norms: np.ndarray = np.sqrt(np.add.reduceat(squares, first, axis=1))
+        return norms
+
+    def _biases(self, raw: np.ndarray) -> np.ndarray:
+        """Norms of the biases' gradients [steps, layers]; NaN for a layer without."""
+        biases = np.full((len(raw), self._layers), np.nan)
+        biases[:, self._bias_at] = raw[:, self._layers :][:, : len(self._bias_at)]
+        return biases
+
+    @staticmethod
+    def _scalars(
+        steps: list[Measured], raw: np.ndarray, unclipped: np.ndarray, clipped: np.ndarray
+    ) -> np.ndarray:
+        """The columns of `SCALARS`, [steps, 4] float64."""
+        loss = torch.stack([step.loss for step in steps]).cpu().double().numpy()
+        right = torch.stack([step.predicted for step in steps]) == torch.stack(
+            [step.targets for step in steps]
+        )
+        accuracy = right.cpu().numpy().mean(1)
         total, before, after = (np.linalg.norm(one, axis=1) for one in (raw, unclipped, clipped))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = np.where(before == 0, 1.0, after / before)
-        count = self.layer_count
-        biases = np.full((len(steps), count), np.nan)
-        biases[:, self._bias_at] = raw[:, count : count + len(self._bias_at)]
-        layers = raw[:, :count], clipped[:, :count], biases, weights, updates
-        return StepValues(
-            np.stack((host("loss"), accuracy, total, ratio), 1),
-            np.stack(layers, 1),
-            sum(step.updates is not self._nothing for step in steps),
-        )
+        return np.stack((loss, accuracy, total, ratio), 1)
 
 
 @dataclass(frozen=True)

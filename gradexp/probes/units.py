@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,38 +21,50 @@ def inactive(pre: Tensor, flat: tuple[tuple[float, float], ...]) -> Tensor:
 
     Values that are not finite are neither inactive nor active.
     """
-    mask = torch.zeros_like(pre, dtype=torch.bool)
+    if not flat:
+        return torch.zeros_like(pre, dtype=torch.bool)
     finite = torch.finfo(pre.dtype)
-    for low, high in flat:
-        mask |= (pre >= max(low, finite.min)) & (pre <= min(high, finite.max))
-    return mask
+    masks = [(pre >= max(low, finite.min)) & (pre <= min(high, finite.max)) for low, high in flat]
+    return functools.reduce(torch.logical_or, masks)
+
+
+def counts(mask: Tensor) -> Tensor:
+    """How many values of each layer are true: [layers, n, ...] to int64 [layers]."""
+    return mask.flatten(2).sum(2, dtype=torch.int32).sum(1)
 
 
 class Activity:
-    """Over the batches of one probe: is each unit of a layer inactive on everything it saw?"""
+    """Over the batches of one probe: is each unit inactive on everything it saw?
 
-    def __init__(self, layer: Layer) -> None:
+    Attributes:
+        always_inactive: bool [layers, units].
+        finite: whether all of its pre was finite, bool [layers, units].
+    """
+
+    def __init__(self, layers: int, layer: Layer) -> None:
         self._flat = layer.facts.flat
-        units, device = layer.spec.outputs, layer.weight.device
-        self.always_inactive = torch.ones(units, dtype=torch.bool, device=device)
-        self.finite = torch.ones(units, dtype=torch.bool, device=device)
-        self._inactive: Tensor | int = 0
+        shape, device = (layers, layer.spec.outputs), layer.weight.device
+        self.always_inactive = torch.ones(shape, dtype=torch.bool, device=device)
+        self.finite = torch.ones(shape, dtype=torch.bool, device=device)
+        self._inactive = torch.zeros(layers, dtype=torch.int64, device=device)
         self._seen = 0
 
     def add(self, pre: Tensor) -> None:
-        """Take in pre of a batch, [n, units, ...]."""
+        """Take in pre of a batch, [layers, n, units, ...]."""
+        if not self._flat:
+            return
         mask = inactive(pre, self._flat)
-        others = [axis for axis in range(pre.dim()) if axis != 1]
+        others = [axis for axis in range(pre.dim()) if axis not in {0, 2}]
         # The least of bytes: the same as `mask.all`, which takes eighty times as long.
         self.always_inactive &= mask.view(torch.uint8).amin(dim=others).bool()
         self.finite &= torch.isfinite(pre.abs().amax(dim=others))
-        self._inactive = self._inactive + mask.count_nonzero()
-        self._seen += mask.numel()
+        self._inactive += counts(mask)
+        self._seen += mask[0].numel()
 
-    @property
-    def inactive_fraction(self) -> float:
-        """Share of all values seen that were inactive."""
-        return float(self._inactive) / self._seen
+    def inactive_fractions(self) -> list[float]:
+        """Of each layer, the share of all values seen that were inactive."""
+        fractions: list[float] = (self._inactive.cpu().double() / max(1, self._seen)).tolist()
+        return fractions
 
 
 @dataclass

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from gradexp.config import Config
 from gradexp.data import Batches, Data, prepare, stream
+from gradexp.nn.flat import Flat
 from gradexp.nn.network import Network, Parts, build
+from gradexp.optim import Elementwise
 from gradexp.probes.capture import random_state, restore_random_state
 from gradexp.probes.steps import StepProbe
 
@@ -27,8 +29,9 @@ class Learner:
         self.batches = Batches(
             self.data, config.data.batch_size, config.data.augment.make(), config.seed
         )
-        self.step_probe = StepProbe(self.network)
-        self._optimizer = _optimizer(config, self.network)
+        self._flat = Flat(self.network)
+        self.step_probe = StepProbe(self.network, self._flat)
+        self._optimizer = _optimizer(config, self._flat)
         self._schedule = config.train.schedule.make()
         self._clip = config.train.clip.make()
         self._l1 = config.train.l1
@@ -53,14 +56,11 @@ class Learner:
 
     def _regularize_and_clip(self) -> None:
         """Add the L1 subgradient of the weights, then clip what came of it."""
-        gradients = self.step_probe.gradient_tensors
         if self._l1:
-            with torch.no_grad():
-                weights = [layer.weight for layer in self.network.layers()]
-                signs = torch._foreach_sign(weights)
-                torch._foreach_add_(gradients[: len(weights)], signs, alpha=self._l1)
+            self._flat.weight_gradients.add_(self._flat.weight_values.sign(), alpha=self._l1)
             self.step_probe.regularized()
         if self._clip:
+            gradients = [one.grad for one in self._flat.parameters if one.grad is not None]
             self._clip(gradients, self.step_probe.total_norm)
 
     def step(self, step: int, total: int) -> None:
@@ -70,15 +70,13 @@ class Learner:
             group["lr"] = self.lr(step, total)
         self._optimizer.step()
         self.step_probe.updated()
-        self._optimizer.zero_grad()
-        self.step_probe.close()
+        self._flat.clear()
 
     def observe_only(self) -> None:
         """Measure step 0 without an update; buffers and gradients are left as they were."""
         buffers = [buffer.clone() for buffer in self.network.buffers()]
         self.observe(0)
-        self.step_probe.close()
-        self._optimizer.zero_grad()
+        self._flat.clear()
         for buffer, before in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
@@ -114,7 +112,8 @@ class Learner:
         """Go on from what `state` returned."""
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._optimizer.zero_grad()
+        self._flat.clear()
+        self.step_probe.begin()
         restore_random_state(state["random"], self.device)
 
 
@@ -153,16 +152,14 @@ def build_network(config: Config) -> Network:
     return build(config.blueprint(), parts, stream(config.seed, "init"))
 
 
-def _optimizer(config: Config, network: Network) -> torch.optim.Optimizer:
+def _optimizer(config: Config, flat: Flat) -> torch.optim.Optimizer:
     """Weight decay pulls on the layers' weights only, not on biases, norms or slopes."""
-    weights = [layer.weight for layer in network.layers()]
-    own = {id(weight) for weight in weights}
-    others = [parameter for parameter in network.parameters() if id(parameter) not in own]
+    make = config.train.optimizer.make()
+    others = flat.parameters[len(flat.weights) :]
+    weights, others = flat.whole() if isinstance(make, Elementwise) else (flat.weights, others)
     groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": config.train.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    optimizer: torch.optim.Optimizer = config.train.optimizer.make()(
-        [group for group in groups if group["params"]]
-    )
+    optimizer: torch.optim.Optimizer = make([group for group in groups if group["params"]])
     return optimizer

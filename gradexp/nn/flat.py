@@ -1,0 +1,113 @@
+"""All parameters of a net in one tensor and all gradients in another.
+
+Small nets feel every operation, large ones every pass through memory: what is measured and updated
+at each step lies side by side, so that one operation serves all of it and nothing is collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradexp.nn.network import Network
+
+LONGEST_ROW = 4096  # values that one float32 sum may run over: longer ones drift
+SHORTEST_ROW = 64
+WASTE = 0.25  # how much longer than its values the matrix may be
+
+
+class Rows:
+    """Tensors laid into a matrix, each filling whole rows; the rest of its last row is zero.
+
+    Attributes:
+        length: values in a row: a power of two, small where tensors are.
+        first: the first row of each tensor, and the row after the last.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.length = LONGEST_ROW
+        while self.length > SHORTEST_ROW and self._wasted(sizes) > WASTE * sum(sizes):
+            self.length //= 2
+        self.first = np.cumsum([0, *(-(-size // self.length) for size in sizes)])
+
+    def _wasted(self, sizes: Sequence[int]) -> int:
+        return sum(-size % self.length for size in sizes)
+
+    def place(self, matrix: Tensor, index: int, shape: torch.Size) -> Tensor:
+        """The part of the matrix that is tensor `index`, in its own shape."""
+        start = int(self.first[index]) * self.length
+        return matrix.view(-1)[start : start + shape.numel()].view(shape)
+
+
+class Flat:
+    """A net's parameters and gradients as matrices; they stay the memory that the net works with.
+
+    Attributes:
+        parameters: the net's own: `weights` of its layers first, in their order, then `biases`,
+            then norms' and activations'.
+        rows: where each parameter lies.
+        values: the parameters [rows, row length].
+        gradients: their gradients, alike; backward passes add to them until `clear`.
+        weight_values: the rows of `values` that are weights.
+        weight_gradients: the rows of `gradients` that are theirs.
+        change: how far the last update moved the weights [rows of weights, row length].
+        before: the weights before the update that comes next, alike.
+        watched: gradients, change and before as one matrix.
+    """
+
+    def __init__(self, network: Network) -> None:
+        layers = network.layers()
+        self.weights = [layer.weight for layer in layers]
+        self.biases = [layer.bias for layer in layers if layer.bias is not None]
+        own = {id(parameter) for parameter in (*self.weights, *self.biases)}
+        others = [one for one in network.parameters() if id(one) not in own]
+        self.parameters = [*self.weights, *self.biases, *others]
+        self.rows = Rows([parameter.numel() for parameter in self.parameters])
+        self._lay_out(self.weights[0].device)
+        self.take_weights()
+
+    def _lay_out(self, device: torch.device) -> None:
+        rows, weight_rows = int(self.rows.first[-1]), int(self.rows.first[len(self.weights)])
+        self.values = torch.zeros(rows, self.rows.length, device=device)
+        self.watched = torch.zeros(rows + 2 * weight_rows, self.rows.length, device=device)
+        self.gradients, self.change, self.before = torch.split(
+            self.watched, [rows, weight_rows, weight_rows]
+        )
+        self.weight_values = self.values[:weight_rows]
+        self.weight_gradients = self.gradients[:weight_rows]
+        for index, parameter in enumerate(self.parameters):
+            value = self.rows.place(self.values, index, parameter.shape)
+            parameter.data = value.copy_(parameter.data)
+            parameter.grad = self.rows.place(self.gradients, index, parameter.shape)
+
+    def whole(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The weights as one parameter, and all others as one, if there are any.
+
+        Updating these updates the net's own; meant for optimizers that treat every entry alike.
+        """
+        split = len(self.weight_values)
+        weights = _parameter(self.weight_values, self.weight_gradients)
+        others = _parameter(self.values[split:], self.gradients[split:])
+        return [weights], [others] if len(others) else []
+
+    def clear(self) -> None:
+        """Set all gradients to zero."""
+        self.gradients.zero_()
+
+    def take_weights(self) -> None:
+        """Begin from the weights as they are."""
+        self.before.copy_(self.weight_values)
+
+    def note_update(self) -> None:
+        """Keep how far the weights have moved, and where they are now."""
+        torch.sub(self.weight_values, self.before, out=self.change)
+        self.before.copy_(self.weight_values)
+
+
+def _parameter(values: Tensor, gradients: Tensor) -> nn.Parameter:
+    parameter = nn.Parameter(values)
+    parameter.grad = gradients
+    return parameter
