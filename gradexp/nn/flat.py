@@ -83,15 +83,20 @@ class Flat:
             parameter.data = value.copy_(parameter.data)
             parameter.grad = self.rows.place(self.gradients, index, parameter.shape)
 
-    def whole(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The weights as one parameter, and all others as one, if there are any.
+    def whole(self, *, apart: bool) -> tuple[list[Tensor], list[Tensor]]:
+        """All parameters as one, or as two: the weights, and if there are any, the others.
 
         Updating these updates the net's own; meant for optimizers that treat every entry alike.
         """
-        split = len(self.weight_values)
-        weights = _parameter(self.weight_values, self.weight_gradients)
-        others = _parameter(self.values[split:], self.gradients[split:])
-        return [weights], [others] if len(others) else []
+        split = len(self.weight_values) if apart else len(self.values)
+        weights, others = (
+            [_parameter(values, gradients)] if len(values) else []
+            for values, gradients in (
+                (self.values[:split], self.gradients[:split]),
+                (self.values[split:], self.gradients[split:]),
+            )
+        )
+        return weights, others
 
     def clear(self) -> None:
         """Set all gradients to zero."""
@@ -107,7 +112,7 @@ class Flat:
         self.before.copy_(self.weight_values)
 
 
-def _parameter(values: Tensor, gradients: Tensor) -> nn.Parameter:
+def _parameter(values: Tensor, gradients: Tensor) -> Tensor:
     parameter = nn.Parameter(values)
     parameter.grad = gradients
     return parameter

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +31,9 @@ class Parts:
 class Layer(nn.Module):
     """Linear map -> norm -> activation -> dropout; pre and post are what `activation` sees.
 
-    A layer that is not hidden (the readout) has an identity for activation: pre = post.
+    A layer that is not hidden (the readout) has an identity for activation: pre = post. `stages`
+    are the modules that do something, and the activation always, for its hooks. Small nets feel
+    every call: nets call stages, layers and blocks only where they are more than their stages.
     """
 
     def __init__(self, spec: LayerSpec, parts: Parts) -> None:
@@ -41,17 +45,14 @@ class Layer(nn.Module):
         self.facts = parts.activation if spec.hidden else Activation(lambda _units: nn.Identity())
         self.activation = self.facts.module(spec.outputs)
         self.dropout = nn.Dropout(parts.dropout) if parts.dropout and spec.hidden else nn.Identity()
-        # Small nets feel every call: what does nothing is left out, except the hooked activation.
         around = (self.map, self.norm, self.activation, self.dropout)
-        self._stages = tuple(
+        self.stages = tuple(
             one for one in around if one is self.activation or not isinstance(one, nn.Identity)
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[n, inputs, ...] to [n, outputs, ...]."""
-        for stage in self._stages:
-            inputs = stage(inputs)
-        return inputs
+        return _through(self.stages, inputs)
 
     @property
     def weight(self) -> Tensor:
@@ -87,24 +88,39 @@ def _linear_map(spec: LayerSpec, bias: bool) -> nn.Linear | nn.Conv2d:
     )
 
 
+def _stages_of(parts: Iterable[Any]) -> tuple[nn.Module, ...]:
+    """What layers or blocks in a row come down to."""
+    return tuple(stage for part in parts for stage in part.stages)
+
+
+def _through(stages: tuple[nn.Module, ...], values: Tensor) -> Tensor:
+    for stage in stages:
+        values = stage(values)
+    return values
+
+
 class Block(nn.Module):
-    """Layers in a row; with a shortcut x + scale * F(x), then perhaps a max-pool."""
+    """Layers in a row; with a shortcut x + scale * F(x), then perhaps a max-pool.
+
+    `stages` are what a net has to call: the block itself where it has a shortcut.
+    """
 
     def __init__(self, spec: BlockSpec, parts: Parts) -> None:
         super().__init__()
         self.layers = nn.Sequential(*(Layer(layer, parts) for layer in spec.layers))
         self.scale = parts.residual.scale if spec.shortcut and parts.residual else None
         self.pool = nn.MaxPool2d(2) if spec.pool else nn.Identity()
-        self._pools = spec.pool
+        self._branch = _stages_of(self.layers)
+        pool = (self.pool,) if spec.pool else ()
+        self.stages = (*self._branch, *pool) if self.scale is None else (self,)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[n, inputs, ...] to [n, outputs, ...]."""
-        out = inputs
-        for layer in self.layers:
-            out = layer(out)
+        out = _through(self._branch, inputs)
         if self.scale is not None:
             out = torch.add(inputs, out, alpha=self.scale)
-        return self.pool(out) if self._pools else out
+        pooled: Tensor = self.pool(out)
+        return pooled
 
 
 class Network(nn.Module):
@@ -115,12 +131,12 @@ class Network(nn.Module):
         self.blocks = nn.Sequential(*(Block(block, parts) for block in blueprint.blocks))
         self.readout = Layer(blueprint.readout, parts)
         self.spatial = blueprint.spatial
+        self._stages = _stages_of(self.blocks)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images [n, C, H, W] to logits [n, classes]."""
         out = inputs if self.spatial else inputs.flatten(1)
-        for block in self.blocks:
-            out = block(out)
+        out = _through(self._stages, out)
         if self.spatial:
             out = out.mean((2, 3))
         logits: Tensor = self.readout(out)

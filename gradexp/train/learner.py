@@ -154,11 +154,13 @@ def build_network(config: Config) -> Network:
 
 def _optimizer(config: Config, flat: Flat) -> torch.optim.Optimizer:
     """Weight decay pulls on the layers' weights only, not on biases, norms or slopes."""
-    make = config.train.optimizer.make()
-    others = flat.parameters[len(flat.weights) :]
-    weights, others = flat.whole() if isinstance(make, Elementwise) else (flat.weights, others)
+    make, decay = config.train.optimizer.make(), config.train.weight_decay
+    count = len(flat.weights)
+    weights, others = flat.parameters[:count], flat.parameters[count:]
+    if isinstance(make, Elementwise):
+        weights, others = flat.whole(apart=decay > 0)
     groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": config.train.weight_decay},
+        {"params": weights, "weight_decay": decay},
         {"params": others, "weight_decay": 0.0},
     ]
     optimizer: torch.optim.Optimizer = make([group for group in groups if group["params"]])
