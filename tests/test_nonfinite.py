@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,8 @@ class Event:
     layer: str | None
 
 
-def watched(config: Config) -> tuple[Event | None, int | None]:
-    """Train by hand; look at everything at every step: the first event, and the first bad loss."""
+def watched(config: Config) -> tuple[Event | None, Event | None]:
+    """Train by hand; look at everything at every step: the first event, and that of a bad loss."""
     learner, event = Learner(config, CPU), None
     network, total = learner.network, config.train.steps or 0
     layers = network.layers()
@@ -85,9 +85,10 @@ def watched(config: Config) -> tuple[Event | None, int | None]:
             handle.remove()
         weights = [layer.weight for layer in layers]
         gradients = torch.autograd.grad(loss, weights)
-        event = event or first(step, layers, seen, loss, gradients)
+        here = first(step, layers, seen, loss, gradients)
+        event = event or here
         if not bool(torch.isfinite(loss)):
-            return event, step
+            return event, here
         torch.set_rng_state(random)
         for buffer, before in zip(network.buffers(), buffers, strict=True):
             buffer.copy_(before)
@@ -124,16 +125,11 @@ def test_the_first_event_is_found(tmp_path: Path, name: str) -> None:
     assert event is not None
     assert end is not None, "this case must diverge"
     summary = run.read_summary()
-    found = summary["nonfinite"]
-    assert (found["step"], found["tensor"], found["layer"]) == (
-        event.step,
-        event.tensor,
-        event.layer,
-    )
+    for found, wanted in ((summary["nonfinite"], event), (summary["diverged"], end)):
+        assert (found["step"], found["tensor"], found["layer"]) == astuple(wanted)
     assert run.status() == "diverged"
-    assert summary["diverged"] == found
     assert event.layer is None or f"of {event.layer}" in run.read_manifest()["outcome"]
-    ends_at_the_bad_loss(run, end)
+    ends_at_the_bad_loss(run, end.step)
 
 
 def ends_at_the_bad_loss(run: RunDir, end: int) -> None:

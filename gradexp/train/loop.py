@@ -43,7 +43,7 @@ class Loop:
         self.observer = observer
         self.step: int = state.get("step", 0)
         self.nonfinite = NonFinite(**state["nonfinite"]) if state.get("nonfinite") else None
-        self.diverged = False
+        self.diverged: NonFinite | None = None
         self.last: dict[str, float] = state.get("last", {})
         self.layers = learner.network.layers()
         self.names = [layer.spec.name for layer in self.layers]
@@ -161,12 +161,11 @@ class Loop:
         return values.ended_before_update(count)
 
     def _end_here(self) -> None:
-        """The loss of the step at hand is not finite: find out why, unless that is known."""
-        self.diverged = True
+        """The loss of the step at hand is not finite: find out where that begins."""
+        inputs, _ = self.learner.batches.batch(self.step)
+        self.diverged = locate_by_forward(self.learner.network, inputs, self.step, self.names)
         if self.nonfinite is None:
-            inputs, _ = self.learner.batches.batch(self.step)
-            network = self.learner.network
-            self._note_nonfinite(locate_by_forward(network, inputs, self.step, self.names))
+            self._note_nonfinite(self.diverged)
 
     def _at_boundary(self, epoch: int) -> None:
         if self.step % self.per_epoch == 0 or self.step == self.total or self.diverged:
@@ -176,7 +175,7 @@ class Loop:
             self._note_test(test)
             self.observer.epoch_ended(epoch, *test)
         # A chunk begins where the last probe was: a loss that ends it there was looked at already.
-        if (self.step in self.probe_steps) != self.diverged:
+        if (self.step in self.probe_steps) != bool(self.diverged):
             self._probe()
 
     def _note_test(self, test: tuple[float, float]) -> None:

@@ -164,7 +164,6 @@ def _outcome(loop: Loop) -> str:
 def _summary(run: RunDir, loop: Loop) -> dict[str, Any]:
     units = run.read("units")
     last = units[units["step"] == units["step"].max()]
-    nonfinite = loop.nonfinite.as_dict() if loop.nonfinite else None
     examples = len(loop.probe_set.targets)
     return {
         **loop.figures(),
@@ -173,8 +172,8 @@ def _summary(run: RunDir, loop: Loop) -> dict[str, Any]:
         "probe_examples": examples,
         # The rule of three: none of n examples, so with 95 % confidence fewer than 3 / n of all.
         "dead_unit_fires_on_less_than": 3 / examples,
-        "nonfinite": nonfinite,
-        "diverged": nonfinite if loop.diverged else None,
+        "nonfinite": loop.nonfinite.as_dict() if loop.nonfinite else None,
+        "diverged": loop.diverged.as_dict() if loop.diverged else None,
     }
 
 
