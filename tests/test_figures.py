@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from gradexp.config.schema import config_type
+from gradexp.optim import OPTIMIZERS, MakeOptimizer
 from gradexp.records import RunDir
-from tests.reference import CASES, Reference, config_of, forward, losses, run_of
+from tests.reference import CASES, MLP, Reference, config_of, forward, losses, run_of
 
 PER_LAYER = ["grad_norm", "clipped_grad_norm", "bias_grad_norm", "weight_norm", "update_norm"]
 PER_STEP = ["loss", "accuracy", "lr", "grad_norm", "clip_coefficient"]
@@ -135,3 +139,33 @@ def test_l1_does_not_count_as_clipping(tmp_path: Path) -> None:
     assert run.read("steps")["clip_coefficient"].tolist() == [1.0] * 6
     table = run.read("gradients")
     assert not math.isclose(table["clipped_grad_norm"][0], table["grad_norm"][0], rel_tol=1e-3)
+
+
+@pytest.fixture
+def per_tensor() -> Iterator[None]:
+    """An SGD that is not declared elementwise: it must be given the net's own tensors."""
+
+    @OPTIMIZERS.register("per_tensor")
+    def _per_tensor() -> MakeOptimizer:
+        def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+            shapes = [tuple(one.shape) for group in groups for one in group["params"]]
+            assert (7, 72) in shapes
+            assert (7,) in shapes
+            return torch.optim.SGD(groups, lr=0.1, momentum=0.9, foreach=False)
+
+        return make
+
+    config_type.cache_clear()
+    yield
+    OPTIMIZERS.remove("per_tensor")
+    config_type.cache_clear()
+
+
+@pytest.mark.usefixtures("per_tensor")
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_tensors_laid_side_by_side_train_as_they_do_apart(tmp_path: Path, decay: float) -> None:
+    settings = (*MLP, "model.norm=batch", f"train.weight_decay={decay}")
+    together = "train.optimizer={name: sgd, lr: 0.1, momentum: 0.9}"
+    one = run_of(tmp_path, *settings, together).read("gradients")
+    other = run_of(tmp_path, *settings, "train.optimizer=per_tensor").read("gradients")
+    close(one[PER_LAYER].to_numpy(), other[PER_LAYER].to_numpy(), rtol=1e-5)
