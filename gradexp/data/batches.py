@@ -26,7 +26,7 @@ class Batches:
         self.per_epoch = len(data.train_targets) // self.batch_size
         self.augmentation = augmentation
         self.seed = seed
-        self._low = data.low.float().to(data.train_inputs.device).view(-1, 1, 1)
+        self._low = data.low.float().to(data.train_targets.device).view(-1, 1, 1)
         self._start_epoch(1)
 
     def epoch_of(self, step: int) -> int:
@@ -41,14 +41,14 @@ class Batches:
         start = step % self.per_epoch * self.batch_size
         chosen = self._order[start : start + self.batch_size]
         draws = self._draws[:, start : start + self.batch_size]
-        inputs = self.data.train_inputs.index_select(0, chosen)
+        inputs = self.data.inputs(self.data.train_images.index_select(0, chosen))
         targets = self.data.train_targets.index_select(0, chosen)
         return self.augmentation.apply(inputs, draws, self._low), targets
 
     def _start_epoch(self, epoch: int) -> None:
         import torch
 
-        count, device = len(self.data.train_targets), self.data.train_inputs.device
+        count, device = len(self.data.train_targets), self.data.train_targets.device
         order = torch.randperm(count, generator=stream(self.seed, "order", epoch))
         generator = stream(self.seed, "augment", epoch)
         draws = torch.empty(len(self.augmentation.ranges), count, dtype=torch.int64)

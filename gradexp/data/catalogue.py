@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Splits:
     """Raw examples: images [n, C, H, W] as uint8 (0 to 255) or float (0 to 1), targets int64 [n].
 
-    `note` says what a reader of results must know about this copy of the data.
+    `note` says what a reader of results must know about this copy of the data, `checksum` stands
+    for all of it where that is known already.
     """
 
     train_images: torch.Tensor
@@ -25,6 +26,7 @@ class Splits:
     test_images: torch.Tensor
     test_targets: torch.Tensor
     note: str = ""
+    checksum: str = ""
 
 
 @dataclass(frozen=True)

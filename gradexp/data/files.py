@@ -15,6 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gradexp.errors import DataError
@@ -53,8 +54,10 @@ class FileSet:
     fetcher: str
     checksums: Mapping[str, str]
 
-    def ensure(self, root: Path, *, verify: bool) -> None:
+    def ensure(self, root: Path, *, verify: bool) -> str:
         """Download what is missing; with `verify`, compare every file with its checksum.
+
+        Returns the checksums of all files as they are.
 
         Raises:
             DataError: nothing to download from, or a file that is not the official one.
@@ -67,9 +70,11 @@ class FileSet:
             )
         if missing:
             self._fetch(root)
+        found = [_checksum(root / file, known) for file, known in self.checksums.items()]
         if verify:
-            for file, checksum in self.checksums.items():
-                _check(root / file, checksum)
+            for (file, known), checksum in zip(self.checksums.items(), found, strict=True):
+                _check(root / file, known, checksum)
+        return " ".join(found)
 
     def _missing(self, root: Path) -> list[Path]:
         return [root / file for file in self.checksums if not (root / file).is_file()]
@@ -93,17 +98,26 @@ def _listed(paths: list[Path]) -> str:
     return "\n".join(f"  {path}" for path in paths)
 
 
-def _check(path: Path, checksum: str) -> None:
-    algorithm = "md5" if len(checksum) == MD5_DIGITS else "sha256"
+def _checksum(path: Path, like: str) -> str:
+    """The file's checksum, of the same kind as another."""
     try:
         with path.open("rb") as file:
-            found = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
+            digest = hashlib.file_digest(
+                file, partial(hashlib.new, _kind(like), usedforsecurity=False)
+            )
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    if found.hexdigest() != checksum:
+    return digest.hexdigest()
+
+
+def _kind(checksum: str) -> str:
+    return "md5" if len(checksum) == MD5_DIGITS else "sha256"
+
+
+def _check(path: Path, known: str, found: str) -> None:
+    if found != known:
         raise DataError(
-            f"{path}: is not the official file ({algorithm} {found.hexdigest()}, expected "
-            f"{checksum}). "
+            f"{path}: is not the official file ({_kind(known)} {found}, expected {known}). "
             "Delete it to download it again, or set `verify: false` for a converted copy"
         )
 

@@ -105,9 +105,10 @@ def _load(
 ) -> Splits:
     """Both splits from disk; `official` are the published counts of examples."""
     folder = data_root(root)
-    files.ensure(folder, verify=verify)
+    checksum = files.ensure(folder, verify=verify)
     train, test = read(folder)
-    return Splits(*train, *test, note=_note((len(train[1]), len(test[1])), official))
+    note = _note((len(train[1]), len(test[1])), official)
+    return Splits(*train, *test, note=note, checksum=checksum)
 
 
 def _note(found: tuple[int, int], official: tuple[int, int]) -> str:
@@ -136,8 +137,7 @@ def _read_idx(path: Path, dimensions: int) -> torch.Tensor:
     import torch
 
     try:
-        content = np.memmap(path, dtype=np.uint8, mode="c")  # read when it is used, not copied
-        return torch.from_numpy(np.asarray(_parse_idx(content, dimensions)))
+        return torch.from_numpy(_parse_idx(np.fromfile(path, dtype=np.uint8), dimensions))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except (struct.error, ValueError) as error:

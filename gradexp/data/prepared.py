@@ -21,28 +21,46 @@ CHUNK = 1024  # examples at a time: small enough for the processor's cache
 
 @dataclass(frozen=True)
 class Data:
-    """A data set ready for training.
+    """A data set ready for training, as a whole on the device.
 
-    Inputs are float32 [n, C, H, W] and targets int64 [n], on the device. `low` and `high` (float64
+    Images [n, C, H, W] are raw bytes, a quarter of the memory of floats, or float32 that needs no
+    more work; `inputs` makes inputs of either. Targets are int64 [n]. `low` and `high` (float64
     [C], CPU) are the normalized values of raw 0 and 1: every input lies between them, exactly.
-    `fingerprint` is a hash of the raw images and targets in use.
+    `fingerprint` tells sets apart: another image or target in use, another fingerprint.
     """
 
-    train_inputs: torch.Tensor
+    train_images: torch.Tensor
     train_targets: torch.Tensor
-    test_inputs: torch.Tensor
+    test_images: torch.Tensor
     test_targets: torch.Tensor
+    scaling: Scaling
     low: torch.Tensor
     high: torch.Tensor
     classes: int
     fingerprint: str
     notes: tuple[str, ...] = ()
 
+    def inputs(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalized float32 inputs [n, C, H, W] of some of the images."""
+        import torch
+
+        return self.scaling.apply(images) if images.dtype == torch.uint8 else images
+
+    @property
+    def train_inputs(self) -> torch.Tensor:
+        """All training inputs, float32 [n, C, H, W]."""
+        return self.inputs(self.train_images)
+
+    @property
+    def test_inputs(self) -> torch.Tensor:
+        """All test inputs, float32 [n, C, H, W]."""
+        return self.inputs(self.test_images)
+
 
 def prepare(
     dataset: Dataset, *, normalize: bool, train_examples: int | None, device: torch.device
 ) -> Data:
-    """Load a data set, normalize it, and move it to the device as a whole.
+    """Load a data set and move it to the device as a whole, ready to be normalized there.
 
     Args:
         dataset: What to load.
@@ -59,15 +77,19 @@ def prepare(
     _check(dataset, splits)
     available = len(splits.train_targets)
     splits = _first_examples(dataset, splits, train_examples)
-    scaling = _Scaling.of(splits.train_images) if normalize else _Scaling.none(dataset.shape[0])
-    low, high = scaling.bounds()
+    white = _white(splits.train_images)
+    scaling = (
+        Scaling.of(splits.train_images) if normalize else Scaling.none(white, dataset.shape[0])
+    )
+    low, high = scaling.bounds(white)
     used = len(splits.train_targets)
     part = "" if used == available else f"{used:,} of {available:,} training examples"
     return Data(
-        train_inputs=scaling.apply(splits.train_images).to(device),
+        train_images=scaling.unless_bytes(splits.train_images).to(device),
         train_targets=splits.train_targets.to(device),
-        test_inputs=scaling.apply(splits.test_images).to(device),
+        test_images=scaling.unless_bytes(splits.test_images).to(device),
         test_targets=splits.test_targets.to(device),
+        scaling=scaling.to(device),
         low=low,
         high=high,
         classes=dataset.classes,
@@ -85,8 +107,8 @@ def probe_examples(data: Data, count: int | None) -> Examples:
     available = len(data.train_targets)
     if count is None or count >= available:
         return data.train_inputs, data.train_targets
-    chosen = _fixed_permutation(available, "probe")[:count].to(data.train_inputs.device)
-    return data.train_inputs[chosen], data.train_targets[chosen]
+    chosen = _fixed_permutation(available, "probe")[:count].to(data.train_targets.device)
+    return data.inputs(data.train_images[chosen]), data.train_targets[chosen]
 
 
 def _fixed_permutation(count: int, purpose: str) -> torch.Tensor:
@@ -141,24 +163,25 @@ def _span(values: torch.Tensor) -> str:
 
 
 @dataclass(frozen=True)
-class _Scaling:
-    """Raw values to inputs: (value - mean) / std, float32 [C, 1, 1] each.
+class Scaling:
+    """Raw values to inputs: (value - mean) / std, float32 [C, 1, 1] each, in raw units.
 
-    Runs on the CPU, so that inputs are the same on every device. Rounding is monotone: as the
-    bounds take the same path as the inputs, no input is outside them by even one bit.
+    Rounding is monotone: as the bounds take the same path as the inputs, no input is outside them
+    by even one bit.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
     @classmethod
-    def none(cls, channels: int) -> _Scaling:
+    def none(cls, white: float, channels: int) -> Scaling:
+        """Raw 0 becomes 0, and white 1."""
         import torch
 
-        return cls(torch.zeros(channels, 1, 1), torch.ones(channels, 1, 1))
+        return cls(torch.zeros(channels, 1, 1), torch.full((channels, 1, 1), white))
 
     @classmethod
-    def of(cls, images: torch.Tensor) -> _Scaling:
+    def of(cls, images: torch.Tensor) -> Scaling:
         """Per-channel mean and standard deviation (over all values, not n - 1) in float64."""
         import torch
 
@@ -171,24 +194,28 @@ class _Scaling:
         mean = sums / count
         variance = (squares / count - mean.square()).clamp(min=0)
         constant = images.amax((0, 2, 3)) == images.amin((0, 2, 3))
-        white = _white(images)
-        std = torch.where(constant, white, variance.sqrt())
-        return cls((mean / white).float().view(-1, 1, 1), (std / white).float().view(-1, 1, 1))
+        std = torch.where(constant, _white(images), variance.sqrt())
+        return cls(mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1))
+
+    def to(self, device: torch.device) -> Scaling:
+        """The same on a device."""
+        return Scaling(self.mean.to(device), self.std.to(device))
 
     def apply(self, images: torch.Tensor) -> torch.Tensor:
         """Inputs float32 [n, C, H, W] of raw images [n, C, H, W]."""
+        return images.sub(self.mean).div_(self.std)
+
+    def unless_bytes(self, images: torch.Tensor) -> torch.Tensor:
+        """Floats are scaled once; bytes stay as they are until a batch is taken."""
         import torch
 
-        inputs = torch.empty(images.shape)
-        for out, chunk in zip(torch.split(inputs, CHUNK), torch.split(images, CHUNK), strict=True):
-            out.copy_(chunk).div_(_white(images)).sub_(self.mean).div_(self.std)
-        return inputs
+        return images if images.dtype == torch.uint8 else self.apply(images.float())
 
-    def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inputs of raw 0 and of raw 1: float64 [C] each."""
+    def bounds(self, white: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The inputs of raw 0 and of white: float64 [C] each."""
         import torch
 
-        raw = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, len(self.mean), 1, 1)
+        raw = torch.tensor([0.0, white]).view(2, 1, 1, 1).expand(2, len(self.mean), 1, 1)
         low, high = self.apply(raw).double().flatten(1)
         return low, high
 
@@ -201,6 +228,13 @@ def _white(images: torch.Tensor) -> float:
 
 
 def _fingerprint(splits: Splits) -> str:
+    """The checksum of the whole set and the count in use, which decides which; or of the content.
+
+    A set of 55 MB is read through once only.
+    """
+    if splits.checksum:
+        content = f"{splits.checksum} {len(splits.train_targets)}"
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
     digest = hashlib.sha256()
     for tensor in (
         splits.train_images,

@@ -85,13 +85,13 @@ class Learner:
         """Mean cross-entropy and accuracy on the test set, in evaluation mode."""
         self.network.eval()
         losses, right = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
-        inputs, targets = self.data.test_inputs, self.data.test_targets
+        images, targets = self.data.test_images, self.data.test_targets
         for chunk, labels in zip(
-            torch.split(inputs, EVALUATION_BATCH),
+            torch.split(images, EVALUATION_BATCH),
             torch.split(targets, EVALUATION_BATCH),
             strict=True,
         ):
-            logits = self.network(chunk)
+            logits = self.network(self.data.inputs(chunk))
             losses += F.cross_entropy(logits, labels, reduction="sum")
             right += (logits.argmax(1) == labels).sum()
         self.network.train()
