@@ -41,7 +41,7 @@ def main() -> None:
     """Measure, and print one line a figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=48, help="how many runs")
-    parser.add_argument("--epochs", type=int, default=40, help="work of each run")
+    parser.add_argument("--epochs", type=int, default=125, help="work of each run")
     parser.add_argument("--many", type=int, default=10_000, help="cells to plan and to skip")
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {platform.platform()}")

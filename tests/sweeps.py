@@ -16,6 +16,7 @@ PARTS = """
 from functools import partial
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -33,6 +34,11 @@ def _load(mode, marker):
         if marker:
             Path(marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "together":
+        Path(marker).mkdir(exist_ok=True)
+        Path(marker, str(os.getpid())).touch()
+        while len(list(Path(marker).iterdir())) < 2:
+            time.sleep(0.01)
     random = torch.Generator().manual_seed(0)
     images = torch.rand((320, 1, 4, 4), generator=random)
     targets = (images.flatten(1).sum(1) * 1.3).long() % 4
@@ -41,7 +47,7 @@ def _load(mode, marker):
 
 @DATASETS.register("fragile")
 def fragile(*, mode: str = "fine", marker: str = "") -> Dataset:
-    "Random images; some modes end in a failure."
+    "Random images; some modes end in a failure, in one two cells wait for each other."
     return Dataset("fragile", (1, 4, 4), 4, partial(_load, mode, marker))
 """
 

@@ -7,13 +7,16 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from gradexp.cli.sweeping import show_status
 from gradexp.errors import RunError
 from gradexp.records import RunDir
 from gradexp.sweep import (
@@ -26,6 +29,7 @@ from gradexp.sweep import (
     summary_line,
     sweep_view,
 )
+from gradexp.sweep.local import SECONDS_TO_STOP
 from tests.sweeps import repeatable, rows, start, states, workers_of, write_config
 
 DEPTHS = "model.depth=2,3"
@@ -83,17 +87,17 @@ def test_damaged_files_mend_themselves(copied: Path) -> None:
 @pytest.mark.parametrize("damaged", ["checkpoint.pt", "steps.csv"])
 def test_an_interrupted_cell_with_damaged_files_is_finished(copied: Path, damaged: str) -> None:
     out = copied / "out"
-    many = ["train.steps=400"]
+    many = ["train.steps=1500"]
     process = start(copied / "tiny.yaml", out, *many, workers=1)
-    while not list(out.glob("runs/*/checkpoint.pt")):
-        time.sleep(0.01)
-    process.kill()
-    process.communicate(timeout=10)
+    _wait_until(lambda: list(out.glob("runs/*/checkpoint.pt")), process)
+    for pid in [*workers_of(process), process.pid]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=PATIENCE)
     _cut_in_half(next(out.glob("runs/*/checkpoint.pt")).parent / damaged)
     outcome = _sweep(copied, *many)
     assert outcome.counts == {"finished": 1}
-    run = next(path.parent for path in out.glob("runs/*/summary.json") if _steps(path) == 400)
-    assert RunDir(run).read("steps")["step"].tolist() == list(range(400))
+    run = next(path.parent for path in out.glob("runs/*/summary.json") if _steps(path) == 1500)
+    assert RunDir(run).read("steps")["step"].tolist() == list(range(1500))
 
 
 def _steps(summary: Path) -> int:
@@ -147,25 +151,34 @@ def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
     assert _sweep(tmp_path, "train.optimizer.lr=1e30").already_done == 1
 
 
-def _wait_until_at_work(out: Path, runs: int) -> None:
+PATIENCE = 120.0
+
+
+def _wait_until(reached: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not reached():
+        if process.poll() is not None or time.monotonic() > give_up:
+            process.kill()
+            pytest.fail(f"it never came to that: {process.communicate()[1]}")
+        time.sleep(0.005)
+
+
+def _at_work(out: Path, runs: int) -> bool:
     """So many unfinished runs have written some steps."""
-    give_up = time.monotonic() + 60
-    while time.monotonic() < give_up:
-        tables = [path for path in out.glob("runs/*/steps.csv") if path.stat().st_size > 1000]
-        if sum(not (path.parent / "summary.json").exists() for path in tables) >= runs:
-            return
-        time.sleep(0.01)
-    pytest.fail("no run has begun")
+    tables = [path for path in out.glob("runs/*/steps.csv") if path.stat().st_size > 1000]
+    return sum(not (path.parent / "summary.json").exists() for path in tables) >= runs
 
 
 def test_ctrl_c_keeps_checkpoints_and_the_same_command_goes_on(copied: Path) -> None:
+    """Both cells begin to train at the same moment, however late one worker is."""
     config, out = copied / "tiny.yaml", copied / "out"
-    grid = ("train.steps=1000", "seed=0,1")
+    together = ("data.mode=together", f"data.marker={copied / 'meeting'}")
+    grid = ("train.steps=5000", "probe.every=1000", "seed=0,1", *together)
     process = start(config, out, *grid, checkpoint_seconds=1000.0)
-    _wait_until_at_work(out, 2)
+    _wait_until(lambda: _at_work(out, 2), process)
     assert status(out).live
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert states(out)[:2] == ["interrupted"] * 2
@@ -175,29 +188,50 @@ def test_ctrl_c_keeps_checkpoints_and_the_same_command_goes_on(copied: Path) -> 
     assert outcome.counts == {"finished": 2}
 
 
+def _interrupt_waits_at(pid: int) -> bool:
+    """Whether a stopped process has a SIGINT that it has not heard yet."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    pending = next(line for line in lines if line.startswith("ShdPnd"))
+    return bool(int(pending.split()[1], 16) >> (signal.SIGINT - 1) & 1)
+
+
 def test_a_second_ctrl_c_ends_at_once(copied: Path) -> None:
     config, out = copied / "tiny.yaml", copied / "out"
     process = start(config, out, "train.steps=100000")
-    _wait_until_at_work(out, 1)
+    _wait_until(lambda: _at_work(out, 1), process)
     workers = workers_of(process)
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    _wait_until(lambda: all(map(_interrupt_waits_at, workers)), process)
+    asked = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    process.communicate(timeout=PATIENCE)
+    assert time.monotonic() - asked < SECONDS_TO_STOP
     assert process.returncode != 0
     assert workers
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
+def test_watching_ends_when_the_sweep_does(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = copied / "tiny.yaml", copied / "out"
+    process = start(config, out, "train.steps=2000", "probe.every=500")
+    _wait_until(lambda: _at_work(out, 1), process)
+    show_status(out, watch=True)
+    assert "5 cells: 5 finished." in capsys.readouterr().out
+    assert process.wait(PATIENCE) == 0
+    process.communicate()
+
+
 def test_a_second_sweep_on_the_directory_is_refused(copied: Path) -> None:
     process = start(copied / "tiny.yaml", copied / "out", "train.steps=100000")
-    _wait_until_at_work(copied / "out", 1)
+    _wait_until(lambda: _at_work(copied / "out", 1), process)
     with pytest.raises(RunError, match="another sweep is working here"):
         _sweep(copied, DEPTHS)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=PATIENCE)
 
 
 def test_a_directory_that_cannot_be_written_is_said_clearly(tmp_path: Path) -> None:

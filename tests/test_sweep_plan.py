@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from gradexp.config import load_config, run_id
 from gradexp.errors import ConfigError
-from gradexp.sweep import Plan, plan_sweep
+from gradexp.records import RunDir
+from gradexp.sweep import Plan, plan_sweep, plan_table
+from tests.sweeps import write_config
 
 BASE = """\
 name: tiny
@@ -164,3 +169,36 @@ def test_ten_thousand_cells_are_planned_quickly(tmp_path: Path) -> None:
 def test_planning_does_not_import_torch() -> None:
     program = "import sys, gradexp.sweep; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def _estimated(config: Path, *grid: str) -> str:
+    """What a dry run says below its table; nothing must be written."""
+    console = Console(width=300, file=io.StringIO())
+    before = sorted(config.parent.rglob("*"))
+    console.print(plan_table(plan_sweep(config, [], grid), config.parent / "out", 1))
+    assert sorted(config.parent.rglob("*")) == before
+    return console.file.getvalue().splitlines()[-1]
+
+
+def test_a_fresh_sweep_is_estimated_from_the_first_steps_of_a_few_cells(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    said = _estimated(config, "model.depth=2,3,4,5", "train.steps=100000000")
+    assert "4 cells, 4 to run with 1 at a time; about " in said
+    assert re.search(r"about \d+ h .*, an estimate from the first steps of 3 cells", said)
+
+
+def test_a_cell_that_cannot_be_tried_leaves_no_estimate(tmp_path: Path) -> None:
+    said = _estimated(write_config(tmp_path), "data.mode=error")
+    assert "1 cells, 1 to run with 1 at a time; no estimate of time: cell data.mode=error" in said
+    assert "ValueError: this cell is meant to fail" in said
+
+
+def test_cells_that_are_done_tell_what_their_other_seeds_take(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    grid = ("model.depth=2,3", "seed=0,1,2,3")
+    for cell in plan_sweep(config, [], grid).cells[::4]:
+        run = RunDir(tmp_path / "out" / "runs" / cell.run)
+        run.path.mkdir(parents=True)
+        run.write_manifest({"status": "finished", "seconds": 60 * int(cell.axes["model.depth"])})
+        run.write_summary({"steps": 1})
+    assert "about 15 min 0 s, an estimate from 2 cells that are done" in _estimated(config, *grid)

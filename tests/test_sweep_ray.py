@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,13 @@ from tests.sweeps import repeatable, states, write_config
 
 GRID = ("model.depth=2,3", "seed=0,1,2,3")
 
-LOSING_A_MACHINE = """
+LONGER = ("train.steps=3000", "probe.every=1000")
+
+RAY_SWEEPS = (
+    f"LONGER = {LONGER}\n"
+    """
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -48,32 +55,62 @@ options = SweepOptions(engine="ray", address=cluster.address)
 outcome = run_sweep(plan, Path(out), options, Saboteur())
 while ray.cluster_resources()["CPU"] > 1:
     time.sleep(0.1)
+
+
+class CtrlC(View):
+    asked = False
+
+    def told(self, event, table):
+        scratch = Path(os.environ["TMPDIR"])
+        if not CtrlC.asked and any(
+            path.stat().st_size > 1000
+            for cell in plan.cells
+            for path in scratch.glob(f"*/runs/{cell.run}/steps.csv")
+        ):
+            CtrlC.asked = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+plan = plan_sweep(Path(config), LONGER, [], 2)
+stopped = run_sweep(plan, Path(out), options, CtrlC())
+assert stopped.interrupted and stopped.counts == {"interrupted": 1, "planned": 1}, stopped
+(checkpoint,) = Path(out).glob("runs/*/checkpoint.pt")
+begun = checkpoint.with_name("steps.csv").read_bytes()[:1000]
+assert run_sweep(plan, Path(out), options).counts == {"finished": 2}
+assert checkpoint.with_name("steps.csv").read_bytes().startswith(begun)  # its times too
 ray.shutdown()
 cluster.shutdown()
 print(outcome.counts, outcome.failures)
 sys.exit(outcome.exit_code)
 """
+)
 
 
-def test_a_lost_machine_costs_nothing_but_time(tmp_path: Path) -> None:
+def test_a_lost_machine_and_an_interrupt_cost_nothing_but_time(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
     config = write_config(tmp_path)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     arguments = [str(config), str(tmp_path / "ray"), *GRID]
     done = subprocess.run(
-        [sys.executable, "-c", LOSING_A_MACHINE, *arguments],
+        [sys.executable, "-c", RAY_SWEEPS, *arguments],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": tempfile.gettempdir(),  # names of Ray's sockets must be short
+            "TMPDIR": str(scratch),
         },
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert states(tmp_path / "ray") == ["finished"] * 8
-    run_sweep(plan_sweep(config, [], GRID), tmp_path / "local", SweepOptions(workers=2))
+    local = SweepOptions(workers=2)
+    run_sweep(plan_sweep(config, [], GRID), tmp_path / "local", local)
+    run_sweep(plan_sweep(config, LONGER, (), 2), tmp_path / "local", local)
+    assert states(tmp_path / "ray") == ["finished"] * 10
     assert repeatable(tmp_path / "ray") == repeatable(tmp_path / "local")
 
 
@@ -84,3 +121,11 @@ def test_without_ray_the_error_says_what_to_install(
     plan = plan_sweep(write_config(tmp_path), [], GRID)
     with pytest.raises(ConfigError, match=r"pip install 'gradexp\[ray\]'"):
         run_sweep(plan, tmp_path / "out", SweepOptions(engine="ray"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense"])
+def test_a_wrong_address_is_said_at_once(tmp_path: Path, address: str) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed")
+    plan = plan_sweep(write_config(tmp_path), [], GRID)
+    with pytest.raises(ConfigError, match=f"--address {address}: no Ray cluster"):
+        run_sweep(plan, tmp_path / "out", SweepOptions(engine="ray", address=address))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from gradexp.sweep import (
 )
 
 WATCH_SECONDS = 1.0
+LINES_BELOW = 6  # the header, the counts, and room for them to wrap
 
 
 def print_plan(plan: Plan, directory: Path, workers: int | None) -> None:
@@ -35,7 +37,8 @@ def carry_out(plan: Plan, directory: Path, options: SweepOptions) -> int:
     console.print(f"\n{directory}", markup=False, highlight=False, soft_wrap=True)
     if outcome.interrupted:
         again = " ".join(["gradexp", *sys.argv[1:]])
-        messages.print(f"interrupted; to go on: {again}", markup=False, soft_wrap=True)
+        line = f"interrupted; to go on: {again}"
+        messages.print(line, markup=False, highlight=False, soft_wrap=True)
     return outcome.exit_code
 
 
@@ -46,8 +49,12 @@ def show_status(directory: Path, *, watch: bool) -> None:
     if not watch:
         console.print(status_table(found))
         return
-    with Live(status_table(found), console=console, auto_refresh=False) as live:
+    with (
+        contextlib.suppress(KeyboardInterrupt),  # watching ends, the sweep goes on
+        Live(console=console, auto_refresh=False) as live,
+    ):
         while found.live:
+            live.update(status_table(found, console.height - LINES_BELOW), refresh=True)
             time.sleep(WATCH_SECONDS)
             found = status(directory)
-            live.update(status_table(found), refresh=True)
+        live.update(status_table(found), refresh=True)

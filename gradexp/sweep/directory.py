@@ -6,16 +6,18 @@ import contextlib
 import csv
 import fcntl
 import io
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from gradexp.errors import RunError
 from gradexp.records import RunDir, write_atomically
 from gradexp.sweep.plan import Plan
 
-PATIENCE_SECONDS = 3.0  # workers of a killed sweep hold its lock for a moment longer
+PATIENCE_SECONDS = 20.0  # workers of a killed sweep hold its lock for a moment longer
 
 
 class SweepDir:
@@ -51,11 +53,12 @@ class SweepDir:
         """
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
-            file = self.lock.open("a")
+            file = self.lock.open("a+")
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}") from error
         with file:
-            _wait_for_lock(file.fileno(), self.path)
+            _wait_for_lock(file, self.path)
+            _sign(file.fileno())
             yield file.fileno()
 
     def write_plan(self, plan: Plan) -> None:
@@ -72,17 +75,38 @@ class SweepDir:
         return read_csv(self.plan)
 
 
-def _wait_for_lock(descriptor: int, path: Path) -> None:
+def _wait_for_lock(file: IO[str], path: Path) -> None:
+    """Wait for the workers of a sweep that was killed; refuse at once where one is at work."""
     give_up = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if time.monotonic() > give_up:
+            if _holder_lives(file) or time.monotonic() > give_up:
                 raise RunError(
                     f"{path}: another sweep is working here; wait for it, or choose another --out"
                 ) from error
         time.sleep(0.05)
+
+
+def _sign(descriptor: int) -> None:
+    """Leave this process's id in the lock; on a full disk the lock holds without it."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+
+
+def _holder_lives(file: IO[str]) -> bool:
+    """Whether the sweep that wrote its process id into the lock still runs on this machine."""
+    file.seek(0)
+    written = file.read()
+    try:
+        os.kill(int(written), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def merged(

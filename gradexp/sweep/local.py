@@ -43,7 +43,16 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _environment(threads: int) -> dict[str, str]:
+def threads_each(cpus: int, workers: int) -> int:
+    """Threads of a worker: what a cell may occupy, but no more than its share of the cores.
+
+    More than a small net can use do harm: they wait for one another by spinning, and beside other
+    work on the machine a step then takes many times as long.
+    """
+    return min(cpus, max(1, usable_cores() // workers))
+
+
+def worker_environment(threads: int) -> dict[str, str]:
     """The worker finds what this process finds, and numpy keeps to the same number of threads."""
     paths = os.pathsep.join(filter(None, sys.path))
     return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
@@ -63,7 +72,7 @@ class Worker:
             self.process = subprocess.Popen(  # noqa: S603  our own module, in this interpreter
                 [sys.executable, "-m", "gradexp.sweep.worker", *map(str, (*descriptors, threads))],
                 pass_fds=(*descriptors, lock),
-                env=_environment(threads),
+                env=worker_environment(threads),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -99,18 +108,20 @@ class Worker:
 
 @dataclass
 class LocalEngine:
-    """Carries out cells in `workers` processes on this machine; threads are divided among them.
+    """Carries out cells in `workers` processes on this machine, each with so many threads.
 
     Attributes:
         sweep: the directory to work in.
         lock: a descriptor that holds its lock.
         workers: how many processes.
+        threads: of each; see `threads_each`.
         checkpoint_seconds: the longest time whose work a kill can cost.
     """
 
     sweep: SweepDir
     lock: int
     workers: int
+    threads: int
     checkpoint_seconds: float
     _team: list[Worker] = field(default_factory=list)
     _losses: dict[str, int] = field(default_factory=dict)
@@ -120,12 +131,11 @@ class LocalEngine:
         """Tell what happens until every cell has ended, or until a stop was asked for."""
         queue = deque(cells)
         names = count(1)
-        threads = max(1, usable_cores() // self.workers)
         try:
             while (queue or self._busy()) and not stop.requested:
                 missing = min(self.workers, len(queue) + len(self._busy())) - len(self._team)
                 for _ in range(missing):
-                    self._team.append(Worker(f"{next(names)}", self.sweep, self.lock, threads))
+                    self._team.append(Worker(f"{next(names)}", self.sweep, self.lock, self.threads))
                 yield from self._hand_out(queue)
                 yield from self._listen(queue)
             if stop.requested:

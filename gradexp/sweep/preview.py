@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradexp.errors import RunError
 from gradexp.sweep.directory import SweepDir
-from gradexp.sweep.local import usable_cores
+from gradexp.sweep.estimate import estimate
+from gradexp.sweep.local import threads_each, usable_cores
 from gradexp.sweep.plan import Plan
-from gradexp.sweep.table import Row, mean_seconds, pending_of, result_of
+from gradexp.sweep.table import Row, pending_of, result_of
 from gradexp.sweep.view import duration
 
 SHOWN = 200
@@ -21,8 +22,7 @@ SHOWN = 200
 def plan_table(plan: Plan, out: Path, workers: int | None = None) -> RenderableType:
     """One row a cell with its state (the first 200), the count, and an estimate of time.
 
-    The estimate is the mean duration of the plan's runs that are done, times those that are left,
-    divided by the workers; before the first one is done there is none.
+    Nothing is written, but a few cells may be tried for a moment in a folder that is then removed.
     """
     rows = _rows(plan, SweepDir(out))
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -43,9 +43,11 @@ def _summary(plan: Plan, rows: list[Row], workers: int | None) -> str:
     left = pending_of(rows)
     at_once = min(workers or max(1, usable_cores() // plan.resources.cpus), max(1, len(left)))
     line = f"{len(rows)} cells, {len(left)} to run with {at_once} at a time"
-    each = mean_seconds(rows)
     if not left:
         return line
-    if math.isnan(each):
-        return f"{line}; how long is known when one of them is done"
-    return f"{line}; about {duration(each * len(left) / at_once)}"
+    try:
+        threads = threads_each(plan.resources.cpus, at_once)
+        found = estimate(plan.cells, rows, {row["run"] for row in left}, at_once, threads)
+    except RunError as error:
+        return f"{line}; no estimate of time: {error}"
+    return f"{line}; about {duration(max(1.0, found.seconds))}, an estimate from {found.basis}"

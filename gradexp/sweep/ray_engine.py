@@ -4,59 +4,77 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import shutil
+import socket
 import tarfile
 import tempfile
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gradexp.errors import ConfigError, RunError
+from gradexp.records import RUNNING, RunDir
 from gradexp.sweep.directory import SweepDir
-from gradexp.sweep.events import Began, Ended, Events, StopRequest, Waiting
-from gradexp.sweep.local import record_failure
+from gradexp.sweep.events import Began, Ended, Event, Events, StopRequest, Waiting
+from gradexp.sweep.local import SECONDS_TO_STOP, record_failure
 from gradexp.sweep.plan import Cell
 from gradexp.sweep.schema import Resources
 
 POLL_SECONDS = 0.1
+SECONDS_TO_ANSWER = 5.0
 RETRIES = 3
 INCOMING = ".incoming"
 QUEUED_PER_WORKER = 2  # tasks that wait in the cluster, so that no core is idle between two cells
 
 
-def carry_out_elsewhere(content: dict[str, Any], imports: dict[str, bytes], cpus: int) -> bytes:
+def carry_out_elsewhere(
+    name: str, content: dict[str, Any], imports: dict[str, bytes], begun: bytes | None, cpus: int
+) -> bytes:
     """Carry out one cell in a folder of its own; returns its run directory as a tar archive.
 
+    When the task is cancelled, that directory holds the checkpoint.
+
     Args:
+        name: of the run directory.
         content: the settings of the cell.
         imports: the files that it imports, by name: they need not be on this machine.
+        begun: the run directory of an interrupted attempt, to go on from.
         cpus: how many threads to use.
     """
     import torch
 
-    from gradexp.sweep.worker import carry_out
+    from gradexp.sweep.work import carry_out
     from gradexp.train import Observer
 
     torch.set_num_threads(cpus)
     with tempfile.TemporaryDirectory() as folder:
         parts, runs = Path(folder, "parts"), Path(folder, "runs")
         parts.mkdir()
-        for name, text in imports.items():
-            (parts / name).write_bytes(text)
-        content = {**content, "imports": [str(parts / name) for name in imports]}
-        error = carry_out((content, str(runs), float("inf")), Observer())
-        return _packed(runs, error or "")
+        for file, text in imports.items():
+            (parts / file).write_bytes(text)
+        content = {**content, "imports": [str(parts / file) for file in imports]}
+        if begun:
+            runs.mkdir()
+            unpack(begun, runs / name)
+        run, error = RunDir(runs / name), None
+        try:
+            error = carry_out((content, str(runs), float("inf")), Observer())
+        except KeyboardInterrupt:  # how Ray cancels a task
+            if not run.checkpoint.exists():
+                raise
+        if not run.manifest.exists():
+            raise RunError(error or f"{name}: the run left nothing")
+        return packed(run.path)
 
 
-def _packed(runs: Path, error: str) -> bytes:
-    """The one directory below `runs`; an error that left none is raised."""
-    found = list(runs.glob("*/manifest.json"))
-    if not found:
-        raise RunError(error or f"{runs}: the run left nothing")
+def packed(run: Path) -> bytes:
+    """A run directory as a tar archive."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        archive.add(found[0].parent, arcname=".")
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        archive.add(run, arcname=".")
     return buffer.getvalue()
 
 
@@ -102,13 +120,27 @@ class RayEngine:
                     cell = queue.popleft()
                     running[task.remote(*self._arguments(cell))] = cell
                     yield Began(cell, cell.run)
-                ready, _ = self._ray.wait(list(running), timeout=POLL_SECONDS)
-                for reference in ready:
-                    yield self._ended(reference, running.pop(reference))
-                if not ready:
-                    yield Waiting()
-            for reference in running:
-                self._ray.cancel(reference, force=True)
+                yield from self._listen(running)
+            if stop.requested:
+                yield from self._stop_in_order(running)
+
+    def _listen(self, running: dict[Any, Cell]) -> Events:
+        """What has ended since the last look; its run directory is brought home."""
+        ready, _ = self._ray.wait(list(running), timeout=POLL_SECONDS)
+        for reference in ready:
+            yield self._ended(reference, running.pop(reference))
+        if not ready:
+            yield Waiting()
+
+    def _stop_in_order(self, running: dict[Any, Cell]) -> Events:
+        """Every task at work writes a checkpoint, which comes home; then the rest is killed."""
+        for reference in running:
+            self._ray.cancel(reference)
+        give_up = time.monotonic() + SECONDS_TO_STOP
+        while running and time.monotonic() < give_up:
+            yield from self._listen(running)
+        for reference in running:
+            self._ray.cancel(reference, force=True)
 
     @contextlib.contextmanager
     def _cluster(self) -> Any:
@@ -118,8 +150,15 @@ class RayEngine:
             cores = self._workers * self._resources.cpus
             # Only a cluster that starts here can be given its size.
             here = {} if self._address else {"num_cpus": cores, "include_dashboard": False}
+            if self._address:
+                _refuse_unreachable(self._address)
             try:
-                self._ray.init(self._address or "local", log_to_driver=False, **here)
+                self._ray.init(
+                    self._address or "local",
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **here,
+                )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise ConfigError(f"--address {self._address}: no Ray cluster: {error}") from error
         try:
@@ -133,21 +172,41 @@ class RayEngine:
         cores = self._ray.cluster_resources().get("CPU", 1.0)
         return max(1, int(QUEUED_PER_WORKER * cores / self._resources.cpus))
 
-    def _arguments(self, cell: Cell) -> tuple[dict[str, Any], dict[str, bytes], int]:
+    def _arguments(
+        self, cell: Cell
+    ) -> tuple[str, dict[str, Any], dict[str, bytes], bytes | None, int]:
         imports = {Path(path).name: Path(path).read_bytes() for path in cell.config.imports}
-        return cell.config.model_dump(mode="json"), imports, self._resources.cpus
+        run = self._sweep.run(cell.run)
+        begun = packed(run.path) if run.checkpoint.exists() else None
+        content = cell.config.model_dump(mode="json")
+        return cell.run, content, imports, begun, self._resources.cpus
 
-    def _ended(self, reference: Any, cell: Cell) -> Ended:
+    def _ended(self, reference: Any, cell: Cell) -> Event:
         """Bring the run directory home; a task that failed for good is a failed cell."""
         run = self._sweep.run(cell.run)
         try:
             unpack(self._ray.get(reference), run.path)
+        except self._ray.exceptions.TaskCancelledError:  # it was stopped before it began
+            return Waiting()
         except (self._ray.exceptions.RayError, RunError) as error:
             text = str(error).strip().splitlines()[-1]
             record_failure(run, cell, text)
             return Ended(cell, cell.run, text)
         manifest = run.read_manifest()
+        if manifest["status"] == RUNNING:  # it was stopped at work
+            return Waiting()
         return Ended(cell, cell.run, manifest.get("error"))
+
+
+def _refuse_unreachable(address: str) -> None:
+    """Ray itself would try again for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"--address {address}: no Ray cluster answers there: {error}") from error
 
 
 def _import_ray() -> Any:

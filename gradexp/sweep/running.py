@@ -12,7 +12,7 @@ from typing import Literal
 from gradexp.records import FAILED
 from gradexp.sweep.directory import SweepDir
 from gradexp.sweep.events import Began, Ended, Engine, Event, StopRequest
-from gradexp.sweep.local import LocalEngine, usable_cores
+from gradexp.sweep.local import LocalEngine, threads_each, usable_cores
 from gradexp.sweep.plan import Cell, Plan
 from gradexp.sweep.table import RunTable, pending_of
 from gradexp.sweep.view import View
@@ -105,7 +105,8 @@ def run_sweep(
 def _engine(plan: Plan, sweep: SweepDir, lock: int, options: SweepOptions) -> Engine:
     workers = options.workers or max(1, usable_cores() // plan.resources.cpus)
     if options.engine == "local":
-        return LocalEngine(sweep, lock, workers, options.checkpoint_seconds)
+        threads = threads_each(plan.resources.cpus, workers)
+        return LocalEngine(sweep, lock, workers, threads, options.checkpoint_seconds)
     from gradexp.sweep.ray_engine import RayEngine
 
     return RayEngine(sweep, plan.resources, workers, options.address)

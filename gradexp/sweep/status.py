@@ -52,7 +52,8 @@ def status(path: Path) -> SweepStatus:
     columns, _ = sweep.read_plan()
     axes = [name for name in columns if name not in ("id", "run")]
     live = _at_work(sweep)
-    rows = read_csv(sweep.table)[1] if live else list(RunTable(sweep).rows.values())
+    written = read_csv(sweep.table)[1] if live else []
+    rows = written or list(RunTable(sweep).rows.values())
     return SweepStatus(path, axes, rows, live)
 
 
@@ -68,19 +69,31 @@ def _at_work(sweep: SweepDir) -> bool:
     return False
 
 
-def status_table(found: SweepStatus) -> RenderableType:
-    """One row a cell, the errors in full below, and the counts."""
+def status_table(found: SweepStatus, most: int | None = None) -> RenderableType:
+    """One row a cell, the errors in full below, and the counts.
+
+    With `most`, only so many rows, those at work among them, and no errors: for a screen.
+    """
+    rows = found.rows if most is None else _at_hand(found.rows, max(1, most))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (*found.axes, "status", "verdict"):
         table.add_column(name, overflow="fold")
-    for row in found.rows:
+    for row in rows:
         style = STYLES.get(row["status"], "")
         table.add_row(
             *(Text(row.get(name, "")) for name in found.axes),
             Text(row["status"], style),
             Text(row.get("verdict", "")),
         )
-    return Group(table, *_errors(found), Text(f"\n{summary_line(found)}"))
+    errors = _errors(found) if most is None else []
+    return Group(table, *errors, Text(f"\n{summary_line(found)}"))
+
+
+def _at_hand(rows: list[Row], most: int) -> list[Row]:
+    """So many rows in the order of the plan, from just before the first one at work."""
+    at_work = [index for index, row in enumerate(rows) if row["status"] == RUNNING]
+    first = max(0, min(at_work[0] - 1 if at_work else 0, len(rows) - most))
+    return rows[first : first + most]
 
 
 def _errors(found: SweepStatus) -> list[Text]:

@@ -12,65 +12,15 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from gradexp.config import Source, resolve
-from gradexp.errors import GradexpError
 from gradexp.sweep.events import OUT_OF_MEMORY
-from gradexp.train import Observer, Progress, Start, execute
 
-SECONDS_BETWEEN_NEWS = 0.2
-
-Task: TypeAlias = tuple[dict[str, Any], str, float]  # settings, folder of the runs, checkpoint
 News: TypeAlias = tuple[Literal["ready", "moved", "ended", "stopped"], tuple[Any, ...]]
-
-
-class Reporter(Observer):
-    """Tells the sweep where the run is, a few times a second."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._told_at = 0.0
-
-    def started(self, start: Start) -> None:
-        """Remember how long the run is."""
-        self._total = start.total_steps
-
-    def progressed(self, progress: Progress) -> None:
-        """Tell the step and the loss."""
-        if time.monotonic() - self._told_at >= SECONDS_BETWEEN_NEWS:
-            self._told_at = time.monotonic()
-            self._connection.send(("moved", (progress.step, self._total, progress.loss)))
-
-
-def carry_out(task: Task, observer: Observer) -> str | None:
-    """One cell, start to end; returns what went wrong.
-
-    Raises:
-        MemoryError: there was not enough memory; in a fresh process there may be.
-    """
-    content, runs, checkpoint_seconds = task
-    try:
-        config = resolve(Source(content))
-        execute(config, Path(runs), observer=observer, checkpoint_seconds=checkpoint_seconds)
-    except GradexpError as error:
-        return str(error)
-    except Exception as error:
-        if _out_of_memory(error):
-            raise MemoryError(str(error)) from error
-        traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _out_of_memory(error: Exception) -> bool:
-    import torch
-
-    return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _die_with_parent(lifeline: int) -> None:
@@ -79,23 +29,30 @@ def _die_with_parent(lifeline: int) -> None:
 
 
 def main(socket: int, lifeline: int, threads: int) -> None:
-    """Carry out cells until the sweep hangs up."""
+    """Carry out cells until the sweep hangs up.
+
+    The lifeline is watched before torch is loaded: a worker that outlived its sweep by those
+    seconds would hold the directory against the same command again.
+    """
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    connection = Connection(socket)
     import torch
 
+    from gradexp.sweep.work import Reporter, carry_out
+
     torch.set_num_threads(threads)
-    connection = Connection(socket)
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
         connection.send(("ready", ()))
         while True:
-            _answer(connection, connection.recv())
+            task = connection.recv()
+            _answer(connection, partial(carry_out, task, Reporter(connection)))
 
 
-def _answer(connection: Connection, task: Task) -> None:
+def _answer(connection: Connection, work: Callable[[], str | None]) -> None:
     """Carry out one cell; on Ctrl-C its checkpoint is written before this process ends."""
     try:
-        error = carry_out(task, Reporter(connection))
+        error = work()
     except KeyboardInterrupt:
         connection.send(("stopped", ()))
         raise
