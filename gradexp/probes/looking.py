@@ -16,9 +16,25 @@ from gradexp.probes.units import Event, UnitLedger, empty_kernels
 from gradexp.probes.views import Seen, Touched, View, views_of
 from gradexp.records.files import Cell
 
+VALUES_AT_ONCE = 2**20  # of pre, in all layers of a dense net: more would leave the cache
 Row = tuple[Cell, ...]
 NO_LEDGER: tuple[Row, list[Event]] = ((None,) * 6, [])
 """Of a layer whose activation has no flat region: empty, not 0."""
+
+
+def most_at_once(network: Network, batch_size: int, *, alone: bool) -> int:
+    """How many examples a probe takes through the net together.
+
+    Args:
+        network: the net.
+        batch_size: of training, whose memory there is in any case.
+        alone: no example's activations depend on the others: then a dense net, which has few,
+            takes more of them, in the same memory as a small image net.
+    """
+    if network.spatial or not alone:
+        return batch_size
+    values = sum(layer.spec.outputs for layer in network.layers())
+    return max(batch_size, VALUES_AT_ONCE // values)
 
 
 @dataclass(frozen=True)

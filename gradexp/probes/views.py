@@ -13,7 +13,7 @@ from gradexp.probes.numbers import Moments, in_rows, row_norms, wide
 from gradexp.probes.units import Activity, counts
 
 SATURATED_BELOW = 0.02
-STACK = 2**20  # values of one batch that are looked at together
+STACK = 2**18  # values of one batch that are looked at together
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gradexp.config import Config
 from gradexp.data import probe_examples
-from gradexp.probes.looking import ProbeSet, probe
+from gradexp.probes.looking import ProbeSet, most_at_once, probe
 from gradexp.probes.nonfinite import (
     NonFinite,
     first_bad_step,
@@ -61,7 +61,11 @@ class Loop:
         batches, data = self.learner.batches, self.learner.data
         count = None if config.probe.examples == "all" else config.probe.examples
         inputs, targets = probe_examples(data, count)
-        self.probe_set = ProbeSet(inputs, targets, batches.batch_size, data.low, data.high)
+        norm = config.model.norm.make()
+        together = most_at_once(
+            self.learner.network, batches.batch_size, alone=not (norm and norm.across_examples)
+        )
+        self.probe_set = ProbeSet(inputs, targets, together, data.low, data.high)
         self.per_epoch = batches.per_epoch
         self.total = total_steps(config, self.per_epoch)
         self.probe_steps = probe_steps(
