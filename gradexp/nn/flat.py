@@ -53,9 +53,6 @@ class Flat:
         gradients: their gradients, alike; backward passes add to them until `clear`.
         weight_values: the rows of `values` that are weights.
         weight_gradients: the rows of `gradients` that are theirs.
-        change: how far the last update moved the weights [rows of weights, row length].
-        before: the weights before the update that comes next, alike.
-        watched: gradients, change and before as one matrix.
     """
 
     def __init__(self, network: Network) -> None:
@@ -67,17 +64,14 @@ class Flat:
         self.parameters = [*self.weights, *self.biases, *others]
         self.rows = Rows([parameter.numel() for parameter in self.parameters])
         self._lay_out(self.weights[0].device)
-        self.take_weights()
 
     def _lay_out(self, device: torch.device) -> None:
         rows, weight_rows = int(self.rows.first[-1]), int(self.rows.first[len(self.weights)])
         self.values = torch.zeros(rows, self.rows.length, device=device)
-        self.watched = torch.zeros(rows + 2 * weight_rows, self.rows.length, device=device)
-        self.gradients, self.change, self.before = torch.split(
-            self.watched, [rows, weight_rows, weight_rows]
-        )
+        self.gradients = torch.zeros_like(self.values)
         self.weight_values = self.values[:weight_rows]
         self.weight_gradients = self.gradients[:weight_rows]
+        self._before = torch.zeros_like(self.weight_values)
         for index, parameter in enumerate(self.parameters):
             value = self.rows.place(self.values, index, parameter.shape)
             parameter.data = value.copy_(parameter.data)
@@ -102,14 +96,13 @@ class Flat:
         """Set all gradients to zero."""
         self.gradients.zero_()
 
-    def take_weights(self) -> None:
-        """Begin from the weights as they are."""
-        self.before.copy_(self.weight_values)
+    def remember_weights(self) -> None:
+        """Keep the weights as they are before an update."""
+        self._before.copy_(self.weight_values)
 
-    def note_update(self) -> None:
-        """Keep how far the weights have moved, and where they are now."""
-        torch.sub(self.weight_values, self.before, out=self.change)
-        self.before.copy_(self.weight_values)
+    def weight_change(self) -> Tensor:
+        """What was remembered minus the weights now, [rows of weights, row length]; once only."""
+        return self._before.sub_(self.weight_values)
 
 
 def _parameter(values: Tensor, gradients: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def wide(device: torch.device) -> torch.dtype:
 
 
 def row_norms(rows: Tensor) -> Tensor:
-    """L2 norms over the last axis, float64 (float32 on MPS), right for entries down to 1e-38.
+    """L2 norms over the last axis, float64 or float32, right for entries down to 1e-38.
 
     No host sync on CUDA. On the CPU, where looking costs nothing, float32 sums serve unless the
     squares of a row may have left their range; then float64 sums do. Rows should be short: over
@@ -46,10 +46,11 @@ def double_row_norms(rows: Tensor) -> Tensor:
 def guarded_row_norms(rows: Tensor) -> Tensor:
     """Norms of the rows in float32, and in float64 where those are in doubt."""
     single: Tensor = torch.linalg.vector_norm(rows, dim=-1)
+    if all_safe(single):
+        return single
     result = single.double()
-    if not all_safe(single):
-        doubtful = ~((single > SAFE[0]) & (single < SAFE[1]))
-        result[doubtful] = double_row_norms(rows[doubtful])
+    doubtful = ~((single > SAFE[0]) & (single < SAFE[1]))
+    result[doubtful] = double_row_norms(rows[doubtful])
     return result
 
 

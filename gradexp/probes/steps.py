@@ -51,23 +51,27 @@ class StepValues:
 
 @dataclass
 class Measured:
-    """One step's figures, still on the device.
+    """One step's figures, still on the device; norms are those of rows, see `Flat`.
 
     Attributes:
         loss: 0-d.
         predicted: classes [n].
         targets: true classes [n].
-        watched: norms of the rows of `Flat.watched` before the update.
-        unclipped: of `Flat.gradients`, when L1 was added; else None.
-        clipped: of `Flat.gradients`, when they were changed for good; else None.
+        raw: norms of the gradients as the backward pass left them.
+        weights: of the weights before the update.
+        unclipped: of the gradients when L1 was added; else None.
+        clipped: of the gradients when they were changed for good; else None.
+        changes: of how far the update moved the weights; None without an update.
     """
 
     loss: Tensor
     predicted: Tensor
     targets: Tensor
-    watched: Tensor
+    raw: Tensor
+    weights: Tensor
     unclipped: Tensor | None = None
     clipped: Tensor | None = None
+    changes: Tensor | None = None
 
 
 class StepProbe:
@@ -75,40 +79,37 @@ class StepProbe:
 
     Within a step, call `gradients` after the backward pass, `regularized` when L1 has been added,
     `clipped` when the gradients have been changed for good, `updated` after the optimizer's step.
-    A step only measures; what can be computed from its figures is computed for many steps at once
-    in `take`: small steps feel every operation.
+    A step only measures, and measures what is still in the processor's cache; what can be computed
+    from its figures is computed for many steps at once in `take`.
     """
 
     def __init__(self, network: Network, flat: Flat) -> None:
         layers = network.layers()
         self._flat = flat
-        self._layers, self._parameters = len(layers), len(flat.parameters)
+        self._layers = len(layers)
         self._bias_at = [index for index, layer in enumerate(layers) if layer.bias is not None]
-        weights, rows = flat.rows.first[: self._layers], len(flat.gradients)
-        self._first_rows = np.concatenate(
-            (flat.rows.first[:-1], rows + weights, rows + len(flat.change) + weights)
-        )
+        self._first_rows = flat.rows.first[:-1]
         self.begin()
 
     def begin(self) -> None:
-        """Begin anew from the weights as they are, without the steps collected so far."""
+        """Begin anew, without the steps collected so far."""
         self._steps: list[Measured] = []
-        self._updates = 0
-        self._flat.take_weights()
 
     @property
     def total_norm(self) -> Tensor:
         """The L2 norm of all gradients that are about to be clipped, a 0-d tensor."""
         now = self._steps[-1]
-        rows = now.watched[: len(self._flat.gradients)] if now.unclipped is None else now.unclipped
-        total: Tensor = torch.linalg.vector_norm(rows)
+        total: Tensor = torch.linalg.vector_norm(
+            now.raw if now.unclipped is None else now.unclipped
+        )
         return total
 
     def gradients(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Measure gradients and weights after the backward pass."""
-        watched = row_norms(self._flat.watched)
+        raw, weights = row_norms(self._flat.gradients), row_norms(self._flat.weight_values)
+        self._flat.remember_weights()
         predicted = logits.detach().argmax(1)
-        self._steps.append(Measured(loss.detach(), predicted, targets, watched))
+        self._steps.append(Measured(loss.detach(), predicted, targets, raw, weights))
 
     def regularized(self) -> None:
         """Measure what will be clipped, L1 added."""
@@ -119,42 +120,39 @@ class StepProbe:
         self._steps[-1].clipped = row_norms(self._flat.gradients)
 
     def updated(self) -> None:
-        """Keep how far the weights have moved; it is measured with the next step's gradients."""
-        self._flat.note_update()
-        self._updates += 1
+        """Measure how far the weights have moved since `gradients`."""
+        self._steps[-1].changes = row_norms(self._flat.weight_change())
 
     def take(self) -> StepValues:
         """Move the collected steps, at least one, to the host and begin anew."""
-        steps, updates = self._steps, self._updates
-        self._steps, self._updates = [], 0
-        # What the last update changed is measured only now: no step's gradients came after it.
-        rows = [*(step.watched for step in steps), row_norms(self._flat.watched)]
-        measured = self._by_tensor(rows, self._first_rows)
-        raw, changes, weights = np.split(
-            measured, (self._parameters, self._parameters + self._layers), axis=1
-        )
-        raw, weights, changes = raw[:-1], weights[:-1], changes[1:]
-        changes[updates:] = np.nan
-        unclipped = self._gradients([step.unclipped for step in steps], raw)
-        clipped = self._gradients([step.clipped for step in steps], unclipped)
-        layers = raw[:, : self._layers], clipped[:, : self._layers], self._biases(raw)
+        steps = self._steps
+        self.begin()
+        raw = self._by_tensor([step.raw for step in steps])
+        unclipped = self._measured_or([step.unclipped for step in steps], raw)
+        clipped = self._measured_or([step.clipped for step in steps], unclipped)
+        weights = self._by_tensor([step.weights for step in steps])
+        changes = np.full_like(weights, np.nan)
+        moved = [step.changes for step in steps if step.changes is not None]
+        if moved:
+            changes[: len(moved)] = self._by_tensor(moved)
+        gradients = raw[:, : self._layers], clipped[:, : self._layers], self._biases(raw)
         return StepValues(
             self._scalars(steps, raw, unclipped, clipped),
-            np.stack((*layers, weights, changes), 1),
-            updates,
+            np.stack((*gradients, weights, changes), 1),
+            len(moved),
         )
 
-    def _gradients(self, rows: list[Tensor | None], otherwise: np.ndarray) -> np.ndarray:
+    def _measured_or(self, rows: list[Tensor | None], otherwise: np.ndarray) -> np.ndarray:
         """Norms of gradients that were changed within the steps; or what they were before."""
         measured = [one for one in rows if one is not None]
-        if not measured:
-            return otherwise
-        return self._by_tensor(measured, self._first_rows[: self._parameters])
+        return self._by_tensor(measured) if measured else otherwise
 
-    @staticmethod
-    def _by_tensor(rows: list[Tensor], first: np.ndarray) -> np.ndarray:
-        """From norms of rows, [rows] each step, to norms of tensors [steps, tensors] float64."""
+    def _by_tensor(self, rows: list[Tensor]) -> np.ndarray:
+        """From norms of rows to norms of the first tensors that fill them, [steps, tensors]."""
+        if len({one.dtype for one in rows}) > 1:
+            rows = [one.double() for one in rows]
         squares = np.square(torch.stack(rows).cpu().double().numpy())
+        first = self._first_rows[self._first_rows < squares.shape[1]]
         norms: np.ndarray = np.sqrt(np.add.reduceat(squares, first, axis=1))
         return norms
 

@@ -55,7 +55,7 @@ class View:
         self._pre.add(in_rows(mine))
         self._post.add(in_rows(self._stacked(post)))
         norms = row_norms(in_rows(self._stacked(pre_grad)))
-        self._pre_grad_squares += norms.square().sum(1)
+        self._pre_grad_squares += norms.to(self._pre_grad_squares.dtype).square().sum(1)
         self._activity.add(mine)
         if self._layer.spec.hidden:
             self._saturated += self._count_saturated(mine)
