@@ -2,10 +2,12 @@
 
     GRADEXP_DATA=FOLDER python scripts/bench_probes.py [--steps N] [--cases NAME ...] [--growth]
 
-gradexp carries out a whole run; after each of its chunks every other side takes as many steps from
-a net of its own, so that all sides share the machine's good and bad moments. A ratio is the median
-over these rounds. `with probes` adds the median cost of a probe, as often as `every: auto` probes.
-Everything gradexp writes is counted; evaluation on the test set, which no other side does, is not.
+gradexp carries out a whole run; after each of its chunks the bare loops and the loop with hooks
+take as many steps, each from a net of its own, so that all share the machine's good and bad
+moments. Then the other tools take turns with a bare loop, one tool after the other: they leave work
+to threads and processes that would disturb whoever comes next. A ratio is the median over rounds.
+`with probes` adds the median cost of a probe, as often as `every: auto` probes. Everything gradexp
+writes is counted; evaluation on the test set, which no other side does, is not.
 `--growth` shows time and memory against depth instead.
 """
 
@@ -62,6 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 STEPS = {"mlp": 640, "cnn": 40, "small": 3200, "tiny": 1600}
 DEPTHS = (10, 100, 1000)
+TOOL_ROUNDS, TOOL_SHARE = 5, 10  # rounds of a tool, each of this part of a case's steps
 Step = Callable[[Tensor, Tensor], None]
 Run = Callable[[int, int], float]
 """From the first step and a count of steps to the seconds they took."""
@@ -131,23 +134,24 @@ def watch_run(config: Config, turns: TakingTurns) -> None:
 
 
 def show_case(name: str, steps: int) -> None:
-    """One table: every side's step time, and its ratios to the bare loops."""
+    """One table: every side's step time, and its ratio to the bare loop beside it."""
     config = config_of(CASES[name], steps)
     batches = batches_of(config)
-    with contextlib.ExitStack() as stack:
-        sides, missing = other_sides(config, batches, stack)
+    with tempfile.TemporaryDirectory() as folder:
+        sides = loops(config, batches, Path(folder))
         turns = TakingTurns(sides)
         watch_run(config, turns)
+        tools = dict(beside_bare(config, batches, sides[BARE], Path(folder), steps // TOOL_SHARE))
     times, probe = turns.times, statistics.median(turns.probes)
     cadence = steps_between_probes(config, batches)
     times["gradexp, with probes"] = [seconds + probe / cadence for seconds in times["gradexp"]]
     rows = [row(side, times) for side in sorted(times, key=lambda one: order(one, times))]
-    rows += [(side, "not installed", "", "") for side in missing]
+    rows += [
+        row(side, found) if found else (side, "not installed", "") for side, found in tools.items()
+    ]
     model = ", ".join(f"{key} {value}" for key, value in CASES[name]["model"].items())
     title = f"{CASES[name]['data']['dataset']}, {model}, batch {batches.batch_size}"
-    print_table(
-        f"{title}; {len(times[BARE])} rounds", ("side", "ms / step", "x bare", "x fused"), rows
-    )
+    print_table(f"{title}; {len(times[BARE])} rounds", ("side", "ms / step", "x bare"), rows)
     print(f"a probe: {1e3 * probe:.1f} ms, every {cadence:.0f} steps\n")
 
 
@@ -158,9 +162,9 @@ def steps_between_probes(config: Config, batches: Batches) -> float:
 
 
 def row(side: str, times: Times) -> tuple[str, ...]:
-    """Median milliseconds a step, and median ratios."""
-    ratios = (f"{median_ratio(times, side, base):.3f}" for base in (BARE, FUSED))
-    return (side, f"{1e3 * statistics.median(times[side]):.3f}", *ratios)
+    """Median milliseconds a step, and the median ratio."""
+    milliseconds = f"{1e3 * statistics.median(times[side]):.3f}"
+    return (side, milliseconds, f"{median_ratio(times, side, BARE):.3f}")
 
 
 def order(side: str, times: Times) -> tuple[bool, bool, float]:
@@ -174,11 +178,8 @@ def batches_of(config: Config) -> Batches:
     return Batches(data, config.data.batch_size, config.data.augment.make(), config.seed)
 
 
-def other_sides(
-    config: Config, batches: Batches, stack: contextlib.ExitStack
-) -> tuple[dict[str, Run], list[str]]:
-    """Every side but gradexp, and the names of those whose package is missing."""
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+def loops(config: Config, batches: Batches, folder: Path) -> dict[str, Run]:
+    """The sides that do all their work within a step."""
     sides = {
         BARE: steps_of(plain_step(build_network(config)), batches),
         FUSED: steps_of(plain_step(build_network(config), fused=True), batches),
@@ -186,18 +187,29 @@ def other_sides(
     }
     if config.model.family == "mlp":
         sides["bare loop, nn.Sequential"] = steps_of(plain_step(sequential(config)), batches)
-    optional = {
+    return sides
+
+
+def beside_bare(
+    config: Config, batches: Batches, bare: Run, folder: Path, steps: int
+) -> Iterator[tuple[str, Times | None]]:
+    """Each tool in rounds with a bare loop; None for one whose package is missing."""
+    makers = {
+        "Lightning grad_norm, CSVLogger": lightning_run,
         "wandb.watch, offline": wandb_run,
         "TensorBoard histograms": tensorboard_run,
-        "Lightning grad_norm, CSVLogger": lightning_run,
     }
-    missing = []
-    for side, make in optional.items():
+    for side, make in makers.items():
+        times: Times = {BARE: [], side: []}
         try:
-            sides[side] = stack.enter_context(make(build_network(config), batches, folder))
+            with make(build_network(config), batches, folder) as run:
+                for _ in range(1 + TOOL_ROUNDS):
+                    times[BARE].append(bare(0, steps) / steps)
+                    times[side].append(run(0, steps) / steps)
         except ImportError:
-            missing.append(side)
-    return sides, missing
+            yield side, None
+        else:
+            yield side, {name: seconds[1:] for name, seconds in times.items()}
 
 
 def steps_of(step: Step, batches: Batches) -> Run:
