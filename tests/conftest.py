@@ -13,7 +13,7 @@ import torch
 
 from gradexp.config import load_config
 from gradexp.records import RunDir
-from gradexp.train import execute
+from gradexp.train import Observer, Progress, execute
 
 ROOT = Path(__file__).parent.parent
 # Several test processes share few cores: one thread each, here and in processes they start.
@@ -75,3 +75,14 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("GRADEXP_DATA names no folder with MNIST and CIFAR-10: real data not tested")
     return Path(folder)
+
+
+class StopAt(Observer):
+    """Interrupts a run as Ctrl-C would."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def progressed(self, progress: Progress) -> None:
+        if progress.step >= self._step:
+            raise KeyboardInterrupt

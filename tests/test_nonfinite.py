@@ -21,8 +21,9 @@ from gradexp.probes.looking import ProbeSet, probe
 from gradexp.probes.nonfinite import NonFinite, locate_by_probe
 from gradexp.probes.units import UnitLedger
 from gradexp.records import RunDir
-from gradexp.train import Observer, Progress, execute
+from gradexp.train import execute
 from gradexp.train.learner import Learner, build_network
+from tests.conftest import StopAt
 from tests.reference import MLP, config_of, run_of
 
 CPU = torch.device("cpu")
@@ -216,17 +217,6 @@ def test_the_steps_before_an_event_that_training_survives(tmp_path: Path) -> Non
     assert np.isfinite(steps["loss"]).all()
 
 
-class StopsAt(Observer):
-    """Presses Ctrl-C when so many steps are done."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def progressed(self, progress: Progress) -> None:
-        if progress.step >= self.step:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.usefixtures("spike")
 def test_an_interrupted_run_still_knows_of_the_event(tmp_path: Path) -> None:
     """The steps before it were not written yet when the run stopped at step 75."""
@@ -234,7 +224,7 @@ def test_an_interrupted_run_still_knows_of_the_event(tmp_path: Path) -> None:
     spiking = ("model.activation=spike", "train.clip=value", "train.optimizer.lr=0.001")
     config = config_of(tmp_path, *settings, *spiking)
     with pytest.raises(KeyboardInterrupt):
-        execute(config, tmp_path, observer=StopsAt(80))
+        execute(config, tmp_path, observer=StopAt(80))
     outcome = execute(config, tmp_path)
     assert outcome.resumed_from == 75
     assert outcome.run.read_summary()["nonfinite"]["step"] == 70

@@ -17,8 +17,8 @@ import torch
 from gradexp.config import load_config
 from gradexp.errors import ConfigError, RunError
 from gradexp.records import TABLES, RunDir
-from gradexp.train import Observer, Progress, execute
-from tests.conftest import ROOT, Cli, Train, real_data
+from gradexp.train import execute
+from tests.conftest import ROOT, Cli, StopAt, Train, real_data
 
 TIMING = {
     name: [column.name for column in table.columns if column.timing]
@@ -106,17 +106,6 @@ def test_a_finished_run_is_not_repeated(tiny: Path, tmp_path: Path) -> None:
     assert again.already_done
     assert again.run.table_path("steps").stat().st_mtime_ns == written
     assert not execute(config, tmp_path, fresh=True).already_done
-
-
-class StopAt(Observer):
-    """Interrupts a run as Ctrl-C would."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def progressed(self, progress: Progress) -> None:
-        if progress.step >= self._step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("at", [1, 5, 9])

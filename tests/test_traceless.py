@@ -13,9 +13,10 @@ from gradexp.probes.capture import captured, undisturbed
 from gradexp.probes.looking import ProbeSet, probe
 from gradexp.probes.units import UnitLedger
 from gradexp.records import RunDir
-from gradexp.train import Observer, Progress, execute
+from gradexp.train import execute
 from gradexp.train.learner import Learner, build_network
 from gradexp.train.run import run_dir
+from tests.conftest import StopAt
 from tests.reference import CNN, MLP, MOBILE, config_of, run_of
 
 CPU = torch.device("cpu")
@@ -111,17 +112,6 @@ def test_hooks_and_state_go_back_even_when_the_forward_pass_fails(tmp_path: Path
     assert not any(module._forward_hooks for module in network.modules())
 
 
-class Interrupts(Observer):
-    """Presses ctrl-C after a chunk of steps that ends at or after `step`."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def progressed(self, progress: Progress) -> None:
-        if progress.step >= self.step:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("step", [1, 4, 7])
 def test_an_interrupted_run_tells_the_same_story(tmp_path: Path, step: int) -> None:
     """The ledger, the events and the thinned gradients go on where they were."""
@@ -136,7 +126,7 @@ def test_an_interrupted_run_tells_the_same_story(tmp_path: Path, step: int) -> N
     config = config_of(tmp_path, *setting)
     whole = execute(config, tmp_path / "whole").run
     with pytest.raises(KeyboardInterrupt):
-        execute(config, tmp_path / "halves", observer=Interrupts(step))
+        execute(config, tmp_path / "halves", observer=StopAt(step))
     halves = execute(config, tmp_path / "halves")
     assert halves.resumed_from is not None
     assert run_dir(config, tmp_path / "halves").path == halves.run.path
