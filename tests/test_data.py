@@ -558,6 +558,21 @@ def test_cifar_batches_are_read_in_channel_order(tmp_path: Path, name: str, labe
 
 
 @pytest.mark.parametrize("name", IDX_NAMES)
+def test_the_fingerprint_of_files_sees_what_is_used_of_them(small_mnist: Path, name: str) -> None:
+    def fingerprint(count: int | None, *, verify: bool = True) -> str:
+        dataset = DATASETS["mnist"].factory(root=str(small_mnist.parent.parent), verify=verify)
+        return prepare(dataset, normalize=True, train_examples=count, device=CPU).fingerprint
+
+    whole, part = fingerprint(None), fingerprint(5)
+    assert whole == fingerprint(None, verify=False) != part == fingerprint(5)
+    content = bytearray((small_mnist / name).read_bytes())
+    content[-1] ^= 1
+    (small_mnist / name).write_bytes(content)
+    assert fingerprint(None, verify=False) != whole
+    assert fingerprint(5, verify=False) != part
+
+
+@pytest.mark.parametrize("name", IDX_NAMES)
 def test_a_wrong_checksum_names_the_file_and_the_ways_out(small_mnist: Path, name: str) -> None:
     dataset = DATASETS["mnist"].factory(root=str(small_mnist.parent.parent))
     assert dataset.load().train_images.shape == (20, 1, 28, 28)

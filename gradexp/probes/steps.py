@@ -89,10 +89,6 @@ class StepProbe:
         self._layers = len(layers)
         self._bias_at = [index for index, layer in enumerate(layers) if layer.bias is not None]
         self._first_rows = flat.rows.first[:-1]
-        self.begin()
-
-    def begin(self) -> None:
-        """Begin anew, without the steps collected so far."""
         self._steps: list[Measured] = []
 
     @property
@@ -125,8 +121,7 @@ class StepProbe:
 
     def take(self) -> StepValues:
         """Move the collected steps, at least one, to the host and begin anew."""
-        steps = self._steps
-        self.begin()
+        steps, self._steps = self._steps, []
         raw = self._by_tensor([step.raw for step in steps])
         unclipped = self._measured_or([step.unclipped for step in steps], raw)
         clipped = self._measured_or([step.clipped for step in steps], unclipped)

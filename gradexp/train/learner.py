@@ -113,7 +113,6 @@ class Learner:
         self.network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._flat.clear()
-        self.step_probe.begin()
         restore_random_state(state["random"], self.device)
 
 

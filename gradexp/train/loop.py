@@ -159,7 +159,6 @@ class Loop:
         self.learner.load(before)
         for step in range(start, start + count):
             self.learner.step(step, self.total)
-        self.learner.step_probe.begin()
         self.step = start + count
         self._end_here()
         return values.ended_before_update(count)
