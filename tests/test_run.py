@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -137,14 +138,24 @@ def test_ctrl_c_while_a_run_is_judged_costs_little(
     assert_same_tables(whole, outcome.run)
 
 
-def test_a_cut_checkpoint_costs_work_but_no_result(tiny: Path, tmp_path: Path) -> None:
+def cut(checkpoint: Path) -> None:
+    checkpoint.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
+
+
+def as_of_another_version(checkpoint: Path) -> None:
+    torch.save({"format": 1, "state": {"step": 5}}, checkpoint)
+
+
+@pytest.mark.parametrize("spoil", [cut, as_of_another_version])
+def test_a_useless_checkpoint_costs_work_but_no_result(
+    tiny: Path, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
     config = load_config(tiny)
     whole = execute(config, tmp_path / "whole").run
     with pytest.raises(KeyboardInterrupt):
         execute(config, tmp_path / "parts", observer=StopAt(5), checkpoint_seconds=0)
     (folder,) = (tmp_path / "parts").iterdir()
-    checkpoint = RunDir(folder).checkpoint
-    checkpoint.write_bytes(checkpoint.read_bytes()[: checkpoint.stat().st_size // 2])
+    spoil(RunDir(folder).checkpoint)
     outcome = execute(config, tmp_path / "parts")
     assert outcome.resumed_from is None
     assert_same_tables(whole, outcome.run)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gradexp.errors import ConfigError
+from gradexp.optim.kernels import Kernel, adam_kernel, sgd_kernel
 from gradexp.registry import Fraction, Positive, Registry
 
 if TYPE_CHECKING:
@@ -22,9 +23,14 @@ class Elementwise:
     """Makes an optimizer that treats every entry alike, whatever tensor it stands in.
 
     It may be given many parameters laid into one, which spares an operation for each of them.
+
+    Attributes:
+        make: from parameter groups to the optimizer.
+        kernel: does the same as the optimizer's `step`, where that is one of torch's fused kernels.
     """
 
     make: MakeOptimizer
+    kernel: Kernel | None = None
 
     def __call__(self, groups: Groups) -> Optimizer:
         """The optimizer of these parameter groups."""
@@ -41,7 +47,7 @@ def sgd(*, lr: Positive = 0.05, momentum: Fraction = 0.0, nesterov: bool = False
     """Stochastic gradient descent, with heavy-ball or Nesterov momentum where wanted."""
     if nesterov and not momentum:
         raise ConfigError("nesterov: true has no effect without momentum above 0")
-    return _fused("SGD", lr=lr, momentum=momentum, nesterov=nesterov)
+    return _fused("SGD", sgd_kernel, lr=lr, momentum=momentum, nesterov=nesterov)
 
 
 @OPTIMIZERS.register("adam", source="Kingma & Ba 2015")
@@ -49,7 +55,7 @@ def adam(
     *, lr: Positive = 1e-3, beta1: Fraction = 0.9, beta2: Fraction = 0.999, eps: Positive = 1e-8
 ) -> MakeOptimizer:
     """Adam; weight decay is added to the gradient."""
-    return _fused("Adam", lr=lr, betas=(beta1, beta2), eps=eps)
+    return _fused("Adam", adam_kernel, lr=lr, betas=(beta1, beta2), eps=eps)
 
 
 @OPTIMIZERS.register("adamw", source="Loshchilov & Hutter 2019")
@@ -57,7 +63,7 @@ def adamw(
     *, lr: Positive = 1e-3, beta1: Fraction = 0.9, beta2: Fraction = 0.999, eps: Positive = 1e-8
 ) -> MakeOptimizer:
     """Adam with weight decay decoupled from the gradient."""
-    return _fused("AdamW", lr=lr, betas=(beta1, beta2), eps=eps)
+    return _fused("AdamW", adam_kernel, lr=lr, betas=(beta1, beta2), eps=eps)
 
 
 @OPTIMIZERS.register("rmsprop", source="Tieleman & Hinton 2012")
@@ -74,7 +80,7 @@ def rmsprop(
     return Elementwise(make)
 
 
-def _fused(name: str, **options: Any) -> MakeOptimizer:
+def _fused(name: str, kernel: Kernel, **options: Any) -> MakeOptimizer:
     """One of torch's optimizers, with its fused kernel where that is sure to exist."""
 
     def make(groups: Groups) -> Optimizer:
@@ -84,4 +90,4 @@ def _fused(name: str, **options: Any) -> MakeOptimizer:
         optimizer: Optimizer = getattr(optim, name)(groups, fused=fused, **options)
         return optimizer
 
-    return Elementwise(make)
+    return Elementwise(make, kernel)

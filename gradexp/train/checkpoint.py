@@ -12,6 +12,7 @@ import torch
 from gradexp.records import RunDir, write_atomically
 
 State = dict[str, Any]
+FORMAT = 2  # of what a checkpoint holds
 
 
 class Checkpoints:
@@ -33,7 +34,7 @@ class Checkpoints:
     def save(self) -> None:
         """Replace the checkpoint by the latest state."""
         buffer = io.BytesIO()
-        torch.save(self.latest, buffer)
+        torch.save({"format": FORMAT, "state": self.latest}, buffer)
         write_atomically(self._path, buffer.getvalue())
         self._saved_at = time.monotonic()
 
@@ -46,11 +47,17 @@ class Checkpoints:
 
 
 def load(run: RunDir, device: torch.device) -> State | None:
-    """The state of an interrupted run; None where there is none, or it or a table is damaged."""
+    """The state of an interrupted run; None where there is none that this version can go on from.
+
+    A checkpoint or a table may be damaged, or be one of another version of gradexp.
+    """
     try:
-        state: State = torch.load(run.checkpoint, map_location=device, weights_only=True)
+        saved: dict[str, Any] = torch.load(run.checkpoint, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
         return None
+    if saved.get("format") != FORMAT:
+        return None
+    state: State = saved["state"]
     if not _tables_reach(run, state["recording"]["offsets"]):
         return None
     # Random states belong on the CPU wherever the net is.

@@ -12,7 +12,7 @@ from gradexp.config import Config
 from gradexp.data import Batches, Data, prepare, stream
 from gradexp.nn.flat import Flat
 from gradexp.nn.network import Network, Parts, build
-from gradexp.optim import Elementwise
+from gradexp.optim import Elementwise, Update
 from gradexp.probes.capture import random_state, restore_random_state
 from gradexp.probes.steps import StepProbe
 
@@ -31,11 +31,11 @@ class Learner:
         )
         self._flat = Flat(self.network)
         self.step_probe = StepProbe(self.network, self._flat)
-        self._optimizer = _optimizer(config, self._flat)
+        self._update = _update(config, self._flat)
         self._schedule = config.train.schedule.make()
         self._clip = config.train.clip.make()
         self._l1 = config.train.l1
-        self._base_lr: float = self._optimizer.param_groups[0]["lr"]
+        self._base_lr: float = self._update.optimizer.param_groups[0]["lr"]
         torch.manual_seed(int(torch.randint(2**31, (), generator=stream(config.seed, "dropout"))))
 
     def lr(self, step: int, total: int) -> float:
@@ -66,9 +66,7 @@ class Learner:
     def step(self, step: int, total: int) -> None:
         """One optimizer update, measured."""
         self.observe(step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.lr(step, total)
-        self._optimizer.step()
+        self._update(self.lr(step, total))
         self.step_probe.updated()
         self._flat.clear()
 
@@ -79,6 +77,13 @@ class Learner:
         self._flat.clear()
         for buffer, before in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given: clocks need it, figures do not."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if self.device.type == "mps":
+            torch.mps.synchronize()
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
@@ -101,8 +106,9 @@ class Learner:
         """A copy of all that the next step depends on, except its number."""
         state: dict[str, Any] = _copied(
             {
-                "network": self.network.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
+                "parameters": self._flat.values,
+                "buffers": list(self.network.buffers()),
+                "optimizer": self._update.optimizer.state_dict(),
                 "random": random_state(self.device),
             }
         )
@@ -110,8 +116,10 @@ class Learner:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.network.load_state_dict(state["network"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._flat.values.copy_(state["parameters"])
+        for buffer, before in zip(self.network.buffers(), state["buffers"], strict=True):
+            buffer.copy_(before)
+        self._update.load_state_dict(state["optimizer"])
         self._flat.clear()
         restore_random_state(state["random"], self.device)
 
@@ -151,16 +159,16 @@ def build_network(config: Config) -> Network:
     return build(config.blueprint(), parts, stream(config.seed, "init"))
 
 
-def _optimizer(config: Config, flat: Flat) -> torch.optim.Optimizer:
+def _update(config: Config, flat: Flat) -> Update:
     """Weight decay pulls on the layers' weights only, not on biases, norms or slopes."""
     make, decay = config.train.optimizer.make(), config.train.weight_decay
-    count = len(flat.weights)
+    count, kernel = len(flat.weights), None
     weights, others = flat.parameters[:count], flat.parameters[count:]
     if isinstance(make, Elementwise):
         weights, others = flat.whole(apart=decay > 0)
+        kernel = make.kernel
     groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    optimizer: torch.optim.Optimizer = make([group for group in groups if group["params"]])
-    return optimizer
+    return Update(make([group for group in groups if group["params"]]), kernel)
