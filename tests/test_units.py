@@ -16,6 +16,7 @@ from gradexp.nn.inits import Init
 from gradexp.nn.network import Network, Parts, build
 from gradexp.probes.looking import ProbeRows, ProbeSet, probe
 from gradexp.probes.units import UnitLedger, inactive
+from gradexp.probes.views import SATURATED_BELOW
 from gradexp.records import TABLES, RunDir
 from tests.reference import ACTIVATION, CASES, Reference, config_of, run_of
 
@@ -159,6 +160,18 @@ def test_inactive_is_where_torch_has_no_derivative(activation: str) -> None:
     facts = ACTIVATIONS[activation].factory()
     (slope,) = torch.autograd.grad(facts.module(1)(point).sum(), point)
     assert inactive(point.detach(), facts.flat).tolist() == (slope == 0).tolist()
+
+
+@pytest.mark.parametrize(
+    "activation", [entry.name for entry in ACTIVATIONS if entry.factory().steep]
+)
+def test_steep_is_where_torch_has_no_small_derivative(activation: str) -> None:
+    """Its saturated values are its inactive ones, and need not be looked for."""
+    facts = ACTIVATIONS[activation].factory()
+    point = torch.linspace(-9, 9, 20_001).requires_grad_()
+    (slope,) = torch.autograd.grad(facts.module(1)(point[:, None]).sum(), point)
+    small = slope.abs() < SATURATED_BELOW
+    assert small.tolist() == inactive(point.detach(), facts.flat).bool().tolist()
 
 
 @pytest.mark.parametrize("activation", [n for n in ACTIVATIONS.names() if n not in FLAT])

@@ -31,6 +31,7 @@ class Activation:
             underflow). Units can be dead only where there is one.
         slope: derivative far left of 0 for rectifiers, used by kaiming inits; 0 where it has no
             meaning.
+        steep: wherever the derivative is not exactly 0, its magnitude is 0.02 or more.
         turns: values of pre at which the function changes between falling and rising; between
             them it is monotone, so its range over an interval is found at ends and turns.
     """
@@ -38,13 +39,14 @@ class Activation:
     module: Callable[[int], nn.Module]
     flat: tuple[tuple[float, float], ...] = ()
     slope: float = 0.0
+    steep: bool = False
     turns: tuple[float, ...] = ()
 
 
 @ACTIVATIONS.register("identity", aliases=("linear",))
 def identity() -> Activation:
     """x: a deep linear net."""
-    return Activation(lambda _units: _nn().Identity(), slope=1.0)
+    return Activation(lambda _units: _nn().Identity(), slope=1.0, steep=True)
 
 
 @ACTIVATIONS.register("sigmoid")
@@ -62,13 +64,13 @@ def tanh() -> Activation:
 @ACTIVATIONS.register("relu", source="Nair & Hinton 2010")
 def relu() -> Activation:
     """max(0, x)."""
-    return Activation(lambda _units: _nn().ReLU(), flat=(BELOW_ZERO,))
+    return Activation(lambda _units: _nn().ReLU(), flat=(BELOW_ZERO,), steep=True)
 
 
 @ACTIVATIONS.register("relu6", source="Krizhevsky 2010")
 def relu6() -> Activation:
     """min(max(0, x), 6): flat on both sides."""
-    return Activation(lambda _units: _nn().ReLU6(), flat=(BELOW_ZERO, (6.0, INFINITY)))
+    return Activation(lambda _units: _nn().ReLU6(), flat=(BELOW_ZERO, (6.0, INFINITY)), steep=True)
 
 
 @ACTIVATIONS.register("leaky_relu", source="Maas et al. 2013")
@@ -122,13 +124,17 @@ def gelu() -> Activation:
 @ACTIVATIONS.register("hardtanh", source="Collobert 2004")
 def hardtanh() -> Activation:
     """X limited to [-1, 1]: flat on both sides."""
-    return Activation(lambda _units: _nn().Hardtanh(), flat=((-INFINITY, -1.0), (1.0, INFINITY)))
+    return Activation(
+        lambda _units: _nn().Hardtanh(), flat=((-INFINITY, -1.0), (1.0, INFINITY)), steep=True
+    )
 
 
 @ACTIVATIONS.register("hardsigmoid", source="Courbariaux et al. 2015")
 def hardsigmoid() -> Activation:
     """X / 6 + 1/2 limited to [0, 1]: flat below -3 and above 3."""
-    return Activation(lambda _units: _nn().Hardsigmoid(), flat=((-INFINITY, -3.0), (3.0, INFINITY)))
+    return Activation(
+        lambda _units: _nn().Hardsigmoid(), flat=((-INFINITY, -3.0), (3.0, INFINITY)), steep=True
+    )
 
 
 @ACTIVATIONS.register("hardswish", source="Howard et al. 2019")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,13 @@ class Network(nn.Module):
         self.readout = Layer(blueprint.readout, parts)
         self.spatial = blueprint.spatial
         self._stages = _stages_of(self.blocks)
+        self._within = tuple(self.modules())
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch all modules to training or evaluation, without torch's slow walk to them."""
+        for module in self._within:
+            object.__setattr__(module, "training", mode)
+        return self
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images [n, C, H, W] to logits [n, classes]."""

@@ -50,7 +50,7 @@ def undisturbed(network: Network, seed: int | None = 0) -> Iterator[None]:
     state = random_state(device)
     network.train()
     if seed is not None:
-        torch.manual_seed(seed)
+        _seed(seed, device)
     try:
         yield
     finally:
@@ -58,6 +58,15 @@ def undisturbed(network: Network, seed: int | None = 0) -> Iterator[None]:
         network.train(training)
         for name, buffer in network.named_buffers():
             buffer.copy_(buffers[name])
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Like `torch.manual_seed`, without what it does for devices that are not used."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    if device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

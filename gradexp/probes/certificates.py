@@ -57,6 +57,8 @@ def certified_units(
         low: least value of a valid input, per channel [C].
         high: largest value of a valid input, per channel [C].
     """
+    if not any(layer.facts.flat for layer in network.layers()):
+        return [torch.zeros(layer.spec.outputs, dtype=torch.bool) for layer in network.layers()]
     found: list[Tensor] = []
     bounds = Bounds(
         *(end.double().cpu().view(1, -1, 1, 1).expand(1, *shape) for end in (low, high))
@@ -198,7 +200,9 @@ def _through_layer_norm(norm: nn.LayerNorm | nn.GroupNorm, bounds: Bounds) -> Bo
 
 def _through_activation(layer: Layer, pre: Bounds) -> Bounds:
     """Between its turns an activation is monotone: its range is found at ends and turns."""
-    function = copy.deepcopy(layer.activation).double().cpu()
+    function = layer.activation
+    if layer.activation.state_dict():
+        function = copy.deepcopy(function).double().cpu()
     points = [
         pre.low,
         pre.high,

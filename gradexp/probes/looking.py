@@ -16,7 +16,7 @@ from gradexp.probes.units import Event, UnitLedger, empty_kernels
 from gradexp.probes.views import Seen, Touched, View, views_of
 from gradexp.records.files import Cell
 
-VALUES_AT_ONCE = 2**20  # of pre, in all layers of a dense net: more would leave the cache
+VALUES_AT_ONCE = 2**23  # of pre, in all layers of a dense net: 100 MB with post and gradients
 Row = tuple[Cell, ...]
 NO_LEDGER: tuple[Row, list[Event]] = ((None,) * 6, [])
 """Of a layer whose activation has no flat region: empty, not 0."""

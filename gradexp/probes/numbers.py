@@ -88,12 +88,13 @@ class Moments:
         self.mean = torch.zeros(series, dtype=wide(device), device=device)
         self._squares = torch.zeros_like(self.mean)
 
-    def add(self, values: Tensor) -> None:
-        """Take in [series, rows, row length]."""
+    def add(self, values: Tensor) -> bool:
+        """Take in [series, rows, row length]; returns whether all of them are finite for sure."""
         if values.device.type == "cpu" and self._add_single(values):
-            return
+            return True
         for part in torch.split(values.flatten(1), max(1, PART // len(values)), dim=1):
             self._add_wide(part.to(self.mean.dtype))
+        return False
 
     def _add_single(self, values: Tensor) -> bool:
         """Take in float32 values by float32 sums; False, and nothing done, if that is unsafe."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,26 +12,36 @@ import torch
 from torch import Tensor
 
 from gradexp.nn.network import Layer
+from gradexp.probes.numbers import in_rows
 
 Event = tuple[int, str]
 """A unit of the layer (from 0) and what happened to it."""
 
 
 def inactive(pre: Tensor, flat: tuple[tuple[float, float], ...]) -> Tensor:
-    """Where the activation's derivative is exactly 0: a bool tensor of pre's shape.
+    """1 where pre lies in a flat interval: the derivative is exactly 0; else 0, and 0 for NaN.
 
-    Values that are not finite are neither inactive nor active.
+    In the type of pre: comparing into floats takes a quarter of the time of comparing into bools.
     """
     if not flat:
-        return torch.zeros_like(pre, dtype=torch.bool)
-    finite = torch.finfo(pre.dtype)
-    masks = [(pre >= max(low, finite.min)) & (pre <= min(high, finite.max)) for low, high in flat]
-    return functools.reduce(torch.logical_or, masks)
+        return torch.zeros_like(pre)
+    return functools.reduce(torch.maximum, [_within(pre, *interval) for interval in flat])
+
+
+def _within(pre: Tensor, low: float, high: float) -> Tensor:
+    """Infinite ends need no comparison."""
+    if high == math.inf:
+        return torch.ge(pre, low, out=torch.empty_like(pre))
+    mask = torch.le(pre, high, out=torch.empty_like(pre))
+    return mask if low == -math.inf else mask.mul_(pre >= low)
 
 
 def counts(mask: Tensor) -> Tensor:
-    """How many values of each layer are true: [layers, n, ...] to int64 [layers]."""
-    return mask.flatten(2).sum(2, dtype=torch.int32).sum(1)
+    """How many entries of each layer are 1, the others 0: [layers, n, ...] to int64 [layers].
+
+    Sums of a row are exact in float32.
+    """
+    return in_rows(mask).sum(2).long().sum(1)
 
 
 class Activity:
@@ -39,6 +50,7 @@ class Activity:
     Attributes:
         always_inactive: bool [layers, units].
         finite: whether all of its pre was finite, bool [layers, units].
+        inactive: how many values were inactive, int64 [layers].
     """
 
     def __init__(self, layers: int, layer: Layer) -> None:
@@ -46,25 +58,20 @@ class Activity:
         shape, device = (layers, layer.spec.outputs), layer.weight.device
         self.always_inactive = torch.ones(shape, dtype=torch.bool, device=device)
         self.finite = torch.ones(shape, dtype=torch.bool, device=device)
-        self._inactive = torch.zeros(layers, dtype=torch.int64, device=device)
-        self._seen = 0
+        self.inactive = torch.zeros(layers, dtype=torch.int64, device=device)
 
-    def add(self, pre: Tensor) -> None:
-        """Take in pre of a batch, [layers, n, units, ...]."""
+    def add(self, pre: Tensor, *, surely_finite: bool) -> None:
+        """Take in pre of a batch, [layers, n, units, ...]; values not finite are not inactive."""
         if not self._flat:
             return
-        mask = inactive(pre, self._flat)
         others = [axis for axis in range(pre.dim()) if axis not in {0, 2}]
-        # The least of bytes: the same as `mask.all`, which takes eighty times as long.
-        self.always_inactive &= mask.view(torch.uint8).amin(dim=others).bool()
-        self.finite &= torch.isfinite(pre.abs().amax(dim=others))
-        self._inactive += counts(mask)
-        self._seen += mask[0].numel()
-
-    def inactive_fractions(self) -> list[float]:
-        """Of each layer, the share of all values seen that were inactive."""
-        fractions: list[float] = (self._inactive.cpu().double() / max(1, self._seen)).tolist()
-        return fractions
+        mask = inactive(pre, self._flat)
+        if not surely_finite:
+            finite = torch.isfinite(pre)
+            mask.mul_(finite)
+            self.finite &= finite.view(torch.uint8).amin(dim=others).bool()
+        self.always_inactive &= mask.amin(dim=others).bool()
+        self.inactive += counts(mask)
 
 
 @dataclass

@@ -52,12 +52,12 @@ class View:
         """Take in a batch: of all layers of the net, pre, post and dLoss/dpre [n, units, ...]."""
         mine = self._stacked(pre)
         self._examples += mine.shape[1]
-        self._pre.add(in_rows(mine))
+        surely_finite = self._pre.add(in_rows(mine))
         self._post.add(in_rows(self._stacked(post)))
         norms = row_norms(in_rows(self._stacked(pre_grad)))
         self._pre_grad_squares += norms.to(self._pre_grad_squares.dtype).square().sum(1)
-        self._activity.add(mine)
-        if self._layer.spec.hidden:
+        self._activity.add(mine, surely_finite=surely_finite)
+        if self._layer.spec.hidden and not self._layer.facts.steep:
             self._saturated += self._count_saturated(mine)
 
     def _stacked(self, values: Sequence[Tensor]) -> Tensor:
@@ -72,23 +72,23 @@ class View:
             point = (pre[0] if len(pre) == 1 else pre).detach().requires_grad_()
             out = self._layer.activation(point)
             (slope,) = torch.autograd.grad(out, point, torch.ones_like(out))
-        return counts((slope.abs_() < SATURATED_BELOW).view(pre.shape))
+        return counts(slope.abs_().lt_(SATURATED_BELOW).view(pre.shape))
 
     def seen(self) -> list[Seen]:
         """What was seen of each layer."""
         moments = (self._pre.mean, self._pre.std, self._post.mean, self._post.std)
         pre_grad_norms = torch.sqrt(self._pre_grad_squares / self._examples)
-        saturated = self._saturated.to(pre_grad_norms.dtype) / self._pre.count
-        rows = torch.stack((*moments, pre_grad_norms, saturated), 1).tolist()
-        activity = self._activity
+        activity, facts = self._activity, self._layer.facts
+        saturated = activity.inactive if facts.steep else self._saturated
+        shares = [
+            count.to(pre_grad_norms.dtype) / self._pre.count
+            for count in (saturated, activity.inactive)
+        ]
+        rows = torch.stack((*moments, pre_grad_norms, *shares), 1).tolist()
         return [
-            Seen((*figures, fraction if self._layer.spec.hidden else None), *units)
-            for (*figures, fraction), *units in zip(
-                rows,
-                activity.always_inactive.cpu(),
-                activity.finite.cpu(),
-                activity.inactive_fractions(),
-                strict=True,
+            Seen((*figures, fraction if self._layer.spec.hidden else None), dead, finite, inactive)
+            for (*figures, fraction, inactive), dead, finite in zip(
+                rows, activity.always_inactive.cpu(), activity.finite.cpu(), strict=True
             )
         ]
 
@@ -130,4 +130,4 @@ class Touched:
 
     def shares_without(self) -> list[float]:
         """Of each layer, the share of weights that had none."""
-        return [float((sums == 0).double().mean()) for sums in self._sums]
+        return [1 - int(sums.count_nonzero()) / sums.numel() for sums in self._sums]
