@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from gradexp.config import Config, Source, resolve
 from gradexp.data import Batches
-from gradexp.train import Observer, Progress, execute
+from gradexp.train import EpochEnd, Observer, Progress, execute
 from gradexp.train.learner import build_network, load_data
 from gradexp.train.loop import Loop
 from gradexp.train.plan import PROBE_SHARE
@@ -97,7 +97,7 @@ class TakingTurns(Observer):
 
     def __init__(self, sides: dict[str, Run]) -> None:
         self._sides = sides
-        self._step = 0
+        self._step, self._tested = 0, 0.0
         self._began = time.perf_counter()
         self.times: Times = {side: [] for side in ("gradexp", *sides)}
         self.probes: list[float] = []
@@ -105,15 +105,16 @@ class TakingTurns(Observer):
     def progressed(self, progress: Progress) -> None:
         """A chunk has ended: note its time, let the others catch up, start the clock again."""
         seconds, count = time.perf_counter() - self._began, progress.step - self._step
+        seconds -= self._tested
         self.times["gradexp"].append(seconds / count)
         for side, run in self._sides.items():
             self.times[side].append(run(self._step, count) / count)
-        self._step = progress.step
+        self._step, self._tested = progress.step, 0.0
         self._began = time.perf_counter()
 
-    def epoch_ended(self, *_figures: float) -> None:
-        """Evaluation is over: it does not count."""
-        self._began = time.perf_counter()
+    def epoch_ended(self, end: EpochEnd) -> None:
+        """Evaluation does not count."""
+        self._tested += end.test_seconds
 
     def probe(self, loop: Loop, work: Callable[[Loop], None]) -> None:
         """A probe is timed apart, and not counted to the next chunk."""

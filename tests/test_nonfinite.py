@@ -130,6 +130,8 @@ def test_the_first_event_is_found(tmp_path: Path, name: str) -> None:
     for found, wanted in ((summary["nonfinite"], event), (summary["diverged"], end)):
         assert (found["step"], found["tensor"], found["layer"]) == astuple(wanted)
     assert run.status() == "diverged"
+    always = run_of(tmp_path, *settings, "probe.every=1").read("epochs")
+    assert run.read("epochs").drop(columns="seconds").equals(always.drop(columns="seconds"))
     assert event.layer is None or f"of {event.layer}" in run.read_manifest()["outcome"]
     ends_at_the_bad_loss(run, end.step)
 

@@ -9,7 +9,9 @@ import numpy as np
 from rich.console import Console
 
 from gradexp.cli.screen import HEIGHT, WIDEST, gradient_bars, screen
-from gradexp.train import Progress, Start
+from gradexp.train import EpochEnd, Progress, Start
+
+FIRST_EPOCH = EpochEnd(1, 50, 2.5, 0.125, 2.0, 0.5, 0.01)
 
 
 def columns(norms: list[float]) -> list[str]:
@@ -46,8 +48,8 @@ def test_live_view_on_a_terminal_ends_clean() -> None:
     console = Console(file=output, force_terminal=True, width=100)
     view = screen(console)
     view.started(Start("net", ["a", "b"], 100, 50, 0))
+    view.epoch_ended(FIRST_EPOCH)
     view.progressed(Progress(50, 2.25, 0.125, np.array([1e-3, 1.0])))
-    view.epoch_ended(1, 2.0, 0.5)
     view.progressed(Progress(60, 2.0, 0.25, np.array([1e-3, 1.0])))
     view.closed()
     text = output.getvalue()
@@ -60,10 +62,10 @@ def test_plain_lines_without_a_terminal() -> None:
     output = io.StringIO()
     view = screen(Console(file=output, width=40))
     view.started(Start("net", ["a"], 100, 50, 0))
+    view.epoch_ended(FIRST_EPOCH)
     view.progressed(Progress(50, 2.25, 0.125, np.array([1.0])))
-    view.epoch_ended(1, 2.0, 0.5)
     view.closed()
     assert output.getvalue().splitlines() == [
         "net: 1 layers, 100 steps",
-        "epoch 1, step 50/100, loss 2.25, accuracy 12.5%, test loss 2, accuracy 50.0%",
+        "epoch 1, step 50/100, loss 2.5, accuracy 12.5%, test loss 2, accuracy 50.0%",
     ]

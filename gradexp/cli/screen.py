@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from gradexp.train import Observer, Start
+from gradexp.train import EpochEnd, Observer, Start
 from gradexp.train import Progress as State
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -38,21 +38,19 @@ class PlainLines(Observer):
         self._start = start
         self._say(f"{start.name}: {len(start.layers)} layers, {start.total_steps} steps")
 
+    def epoch_ended(self, end: EpochEnd) -> None:
+        """Say how the epoch went."""
+        figures = self._figures(end.step, end.train_loss, end.train_accuracy)
+        test = f"test loss {end.test_loss:.4g}, accuracy {end.test_accuracy:.1%}"
+        self._say(f"epoch {end.epoch}, {figures}, {test}")
+
     def progressed(self, progress: State) -> None:
         """Say where the run is, when nothing was said for a while."""
-        self._newest = progress
         if time.monotonic() - self._said_at > SECONDS_BETWEEN_LINES:
-            self._say(self._figures())
+            self._say(self._figures(progress.step, progress.loss, progress.accuracy))
 
-    def epoch_ended(self, epoch: int, test_loss: float, test_accuracy: float) -> None:
-        """Say how the epoch went."""
-        test = f"test loss {test_loss:.4g}, accuracy {test_accuracy:.1%}"
-        self._say(f"epoch {epoch}, {self._figures()}, {test}")
-
-    def _figures(self) -> str:
-        newest = self._newest
-        done = f"step {newest.step}/{self._start.total_steps}"
-        return f"{done}, loss {newest.loss:.4g}, accuracy {newest.accuracy:.1%}"
+    def _figures(self, step: int, loss: float, accuracy: float) -> str:
+        return f"step {step}/{self._start.total_steps}, loss {loss:.4g}, accuracy {accuracy:.1%}"
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -98,10 +96,9 @@ class LiveScreen(Observer):
         if self._live:
             self._live.update(Group(self._bar, gradient_bars(progress.grad_norms)))
 
-    def epoch_ended(self, epoch: int, test_loss: float, test_accuracy: float) -> None:
+    def epoch_ended(self, end: EpochEnd) -> None:
         """Remember the test accuracy for the next picture."""
-        del epoch, test_loss
-        self._test = f"  test {test_accuracy:.0%}"
+        self._test = f"  test {end.test_accuracy:.0%}"
 
     def closed(self) -> None:
         """Take the screen down; the results follow."""

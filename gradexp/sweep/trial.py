@@ -21,7 +21,7 @@ import torch
 from gradexp.config import Config, Source, resolve
 from gradexp.errors import GradexpError
 from gradexp.sweep.estimate import CELLS, COSTS, Cost
-from gradexp.train import Observer, Progress, Start, execute
+from gradexp.train import EpochEnd, Observer, Progress, Start, execute
 from gradexp.train.plan import probe_steps
 
 SECONDS_IN_ALL = 1.5
@@ -40,6 +40,7 @@ class Stopwatch(Observer):
         self.began = time.perf_counter()
         self.chunks: list[tuple[int, float]] = []
         self.evaluations: list[float] = []
+        self._tested = 0.0
 
     def started(self, start: Start) -> None:
         """Data and net are there."""
@@ -48,23 +49,16 @@ class Stopwatch(Observer):
 
     def progressed(self, progress: Progress) -> None:
         """A chunk of steps, the first one with a probe before it."""
-        self.chunks.append((progress.step - self._step, self._lap()))
-        self._step = progress.step
-        self._perhaps_enough()
-
-    def epoch_ended(self, epoch: int, test_loss: float, test_accuracy: float) -> None:
-        """An evaluation."""
-        del epoch, test_loss, test_accuracy
-        self.evaluations.append(self._lap())
-        self._perhaps_enough()
-
-    def _lap(self) -> float:
         before, self._at = self._at, time.perf_counter()
-        return self._at - before
-
-    def _perhaps_enough(self) -> None:
+        self.chunks.append((progress.step - self._step, self._at - before - self._tested))
+        self._step, self._tested = progress.step, 0.0
         if len(self.chunks) > 1 and self._at - self.ready > self._seconds:
             raise _Enough
+
+    def epoch_ended(self, end: EpochEnd) -> None:
+        """An evaluation within the chunk."""
+        self.evaluations.append(end.test_seconds)
+        self._tested += end.test_seconds
 
     def cost(self, probes: int) -> Cost:
         """What the whole run will cost when it has so many probes, the first and last included."""

@@ -1,10 +1,10 @@
-"""The training loop: steps in chunks, probes and evaluations between them."""
+"""The training loop: steps in chunks, probes between them."""
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,22 @@ from gradexp.probes.units import UnitLedger
 from gradexp.records import RunDir
 from gradexp.train.checkpoint import Checkpoints, State
 from gradexp.train.learner import Learner
-from gradexp.train.observer import Observer, Progress, Start
+from gradexp.train.observer import EpochEnd, Observer, Progress, Start
 from gradexp.train.plan import probe_steps, total_steps
 from gradexp.train.recording import Recording
 
 CHUNK_STEPS = 256
 CHUNK_SECONDS = 0.5  # a chunk of slow steps ends sooner, so that tables and screen keep up
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and accuracy on the test set after `step` updates, at the end of an epoch."""
+
+    epoch: int
+    step: int
+    figures: tuple[float, float]
+    seconds: float
 
 
 class Loop:
@@ -117,31 +127,50 @@ class Loop:
         self._look_for_nonfinite(0, values)
         if not np.isfinite(values.loss).all():
             self._end_here()
-        self.recording.steps(0, values, 1, self._lr, seconds)
+        self.recording.steps(0, values, self.learner.batches.epoch_of, self._lr, seconds)
         self._note_test(self.learner.evaluate())
 
     def _chunk(self, before: State) -> None:
-        """Steps up to the next probe, epoch end or flush; then whatever is due there."""
+        """Steps up to the next probe or flush, then everything they have to tell."""
         start, began = self.step, time.perf_counter()
+        tests = self._train()
+        values = self.learner.step_probe.take()
+        seconds = time.perf_counter() - began - sum(test.seconds for test in tests)
+        self._look_for_nonfinite(start, values)
+        if not np.isfinite(values.loss).all():
+            values = self._go_back_to_divergence(before, start, values)
+            tests = [test for test in tests if test.step <= self.step]
+            tests.append(self._test(self.learner.batches.epoch_of(self.step)))
+        self.recording.steps(start, values, self.learner.batches.epoch_of, self._lr, seconds)
+        for test in tests:
+            self._close_epoch(test)
+        self._report(values)
+        # A chunk begins where the last probe was: a loss that ends it there was looked at already.
+        if (self.step in self.probe_steps) != bool(self.diverged):
+            self._probe()
+
+    def _train(self) -> list[Evaluation]:
+        """The steps of a chunk; where an epoch ends, or the run, the test set is met."""
+        began, tests = time.perf_counter(), []
         stop = self._next_stop()
         while self.step < stop and time.perf_counter() - began < CHUNK_SECONDS:
             self.learner.step(self.step, self.total)
             self.step += 1
-        values = self.learner.step_probe.take()
-        seconds = time.perf_counter() - began
-        self._look_for_nonfinite(start, values)
-        if not np.isfinite(values.loss).all():
-            values = self._go_back_to_divergence(before, start, values)
-        epoch = self.learner.batches.epoch_of(start)
-        self.recording.steps(start, values, epoch, self._lr, seconds)
-        self._report(values)
-        self._at_boundary(epoch)
+            if self.step % self.per_epoch == 0 or self.step == self.total:
+                tests.append(self._test(self.learner.batches.epoch_of(self.step - 1)))
+        return tests
 
     def _next_stop(self) -> int:
-        """A chunk stays within an epoch and between two probes."""
-        epoch_end = (self.step // self.per_epoch + 1) * self.per_epoch
+        """A chunk stays between two probes."""
         next_probe = self.probe_steps[bisect_right(self.probe_steps, self.step)]
-        return min(self.step + CHUNK_STEPS, epoch_end, next_probe, self.total)
+        return min(self.step + CHUNK_STEPS, next_probe, self.total)
+
+    def _test(self, epoch: int) -> Evaluation:
+        """Evaluate the net as it is at the end of an epoch."""
+        self.learner.wait()
+        began = time.perf_counter()
+        figures = self.learner.evaluate()
+        return Evaluation(epoch, self.step, figures, time.perf_counter() - began)
 
     def _look_for_nonfinite(self, start: int, values: StepValues) -> None:
         """Find a gradient or weight that stopped being finite while the loss still was."""
@@ -170,16 +199,14 @@ class Loop:
         if self.nonfinite is None:
             self._note_nonfinite(self.diverged)
 
-    def _at_boundary(self, epoch: int) -> None:
-        if self.step % self.per_epoch == 0 or self.step == self.total or self.diverged:
-            test = self.learner.evaluate()
-            loss, accuracy = self.recording.epoch(epoch, self.step, test)
-            self.last |= {"epochs": epoch, "train_loss": loss, "train_accuracy": accuracy}
-            self._note_test(test)
-            self.observer.epoch_ended(epoch, *test)
-        # A chunk begins where the last probe was: a loss that ends it there was looked at already.
-        if (self.step in self.probe_steps) != bool(self.diverged):
-            self._probe()
+    def _close_epoch(self, test: Evaluation) -> None:
+        means = self.recording.epoch(test.epoch, test.step, test.figures)
+        loss, accuracy = means
+        self.last |= {"epochs": test.epoch, "train_loss": loss, "train_accuracy": accuracy}
+        self._note_test(test.figures)
+        self.observer.epoch_ended(
+            EpochEnd(test.epoch, test.step, *means, *test.figures, test.seconds)
+        )
 
     def _note_test(self, test: tuple[float, float]) -> None:
         self.last |= {"test_loss": test[0], "test_accuracy": test[1]}
@@ -191,7 +218,8 @@ class Loop:
         found = locate_by_probe(self.learner.network, rows.signal, self.step, self.names)
         if self.nonfinite is None and found is not None:
             self._note_nonfinite(found)
-        self.recording.add_seconds(time.perf_counter() - began)
+        epoch = self.learner.batches.epoch_of(self.step)
+        self.recording.add_seconds(epoch, time.perf_counter() - began)
 
     def _lr(self, step: int) -> float:
         return self.learner.lr(step, self.total)

@@ -31,17 +31,33 @@ class Progress:
     grad_norms: np.ndarray
 
 
+@dataclass(frozen=True)
+class EpochEnd:
+    """An epoch after `step` updates: means over its batches, and the test set in that state.
+
+    `test_seconds` is how long the test set took.
+    """
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    test_seconds: float
+
+
 class Observer:
     """Hears of a run's progress; this one does nothing with it."""
 
     def started(self, start: Start) -> None:
         """Before the first step."""
 
+    def epoch_ended(self, end: EpochEnd) -> None:
+        """For each epoch that ended within a chunk of steps, after the chunk."""
+
     def progressed(self, progress: Progress) -> None:
         """After each chunk of steps."""
-
-    def epoch_ended(self, epoch: int, test_loss: float, test_accuracy: float) -> None:
-        """After each epoch's evaluation."""
 
     def closed(self) -> None:
         """The run has ended, one way or another."""

@@ -36,7 +36,7 @@ class Recording:
             LayerNorms(step, np.array(values), updated)
             for step, values, updated in state.get("waiting", [])
         ]
-        self._epoch_sums = np.array(state.get("epoch_sums", [0.0] * 4))
+        self._epoch_sums: dict[int, list[float]] = state.get("epoch_sums", {})
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: how long each table is, and what is still to be written."""
@@ -44,24 +44,26 @@ class Recording:
             "offsets": {name: writer.offset for name, writer in self._writers.items()},
             "event": self.event,
             "waiting": [(one.step, one.values.tolist(), one.updated) for one in self._waiting],
-            "epoch_sums": self._epoch_sums.tolist(),
+            "epoch_sums": {epoch: list(sums) for epoch, sums in self._epoch_sums.items()},
         }
 
     def steps(
         self,
         first: int,
         values: StepValues,
-        epoch: int,
+        epoch_of: Callable[[int], int],
         lr: Callable[[int], float],
         seconds: float,
     ) -> None:
-        """Write consecutive steps of one epoch that took `seconds` together."""
+        """Write consecutive steps that took `seconds` together."""
         each = seconds / len(values)
-        self._writers["steps"].append(
-            (first + index, epoch, loss, accuracy, lr(first + index), norm, ratio, each)
-            for index, (loss, accuracy, norm, ratio) in enumerate(values.scalars.tolist())
-        )
-        self._epoch_sums += (*values.scalars[:, :2].sum(0), len(values), seconds)
+        rows = []
+        for step, figures in enumerate(values.scalars.tolist(), start=first):
+            loss, accuracy, norm, ratio = figures
+            epoch = epoch_of(step)
+            rows.append((step, epoch, loss, accuracy, lr(step), norm, ratio, each))
+            self._add_to_epoch(epoch, loss, accuracy, 1, each)
+        self._writers["steps"].append(rows)
         self._waiting += [
             LayerNorms(first + index, row, index < values.updates)
             for index, row in enumerate(values.layers)
@@ -79,17 +81,21 @@ class Recording:
         """Whether the flight recorder keeps this step, whatever the cadence."""
         return self.event is not None and 0 <= self.event - step <= FLIGHT_RECORDER_STEPS
 
+    def _add_to_epoch(self, epoch: int, *amounts: float) -> None:
+        """Loss, accuracy, steps and seconds."""
+        sums = self._epoch_sums.setdefault(epoch, [0.0] * 4)
+        self._epoch_sums[epoch] = [one + more for one, more in zip(sums, amounts, strict=True)]
+
     def epoch(self, epoch: int, step: int, test: tuple[float, float]) -> tuple[float, float]:
         """Close an epoch; returns its mean training loss and accuracy."""
-        loss, accuracy, count, seconds = self._epoch_sums.tolist()
-        self._epoch_sums = np.zeros(4)
+        loss, accuracy, count, seconds = self._epoch_sums.pop(epoch)
         means = loss / count, accuracy / count
         self._writers["epochs"].append([(epoch, step, *means, *test, seconds)])
         return means
 
-    def add_seconds(self, seconds: float) -> None:
-        """Count time spent on probes to the current epoch."""
-        self._epoch_sums[3] += seconds
+    def add_seconds(self, epoch: int, seconds: float) -> None:
+        """Count time spent on probes to an epoch."""
+        self._add_to_epoch(epoch, 0.0, 0.0, 0, seconds)
 
     def probe(self, rows: ProbeRows) -> None:
         """Write one probe."""
