@@ -2,10 +2,10 @@
 
     GRADEXP_DATA=FOLDER python scripts/bench_probes.py [--steps N] [--cases NAME ...] [--growth]
 
-gradexp carries out a whole run; after each of its chunks the bare loops and the loop with hooks
-take as many steps, each from a net of its own, so that all share the machine's good and bad
-moments. Then the other tools take turns with a bare loop, one tool after the other: they leave work
-to threads and processes that would disturb whoever comes next. A ratio is the median over rounds.
+gradexp carries out a whole run; every two seconds it waits while a bare loop over the same net,
+written as an `nn.Sequential`, takes as many steps: so both share the machine's good and bad
+moments. Then the other tools take turns with a bare loop, one tool after the other: some leave work to threads
+and processes that would disturb whoever comes next. A ratio is the median over rounds.
 `with probes` adds the median cost of a probe, as often as `every: auto` probes. Everything gradexp
 writes is counted; evaluation on the test set, which no other side does, is not.
 `--growth` shows time and memory against depth instead.
@@ -36,14 +36,15 @@ from torch.nn import functional as F
 
 from gradexp.config import Config, Source, resolve
 from gradexp.data import Batches
+from gradexp.nn.network import Layer
 from gradexp.train import EpochEnd, Observer, Progress, execute
 from gradexp.train.learner import build_network, load_data
 from gradexp.train.loop import Loop
 from gradexp.train.plan import PROBE_SHARE
+from gradexp.train.run import CHECKPOINT_SECONDS
 
 LR = 0.01
-BARE = "bare loop, SGD as people write it"
-FUSED = "bare loop, SGD fused as in gradexp"
+BARE = "bare loop"
 CASES: dict[str, dict[str, Any]] = {
     "mlp": {
         "data": {"dataset": "mnist"},
@@ -62,10 +63,12 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"family": "mlp", "depth": 5, "width": 64},
     },
 }
-STEPS = {"mlp": 640, "cnn": 40, "small": 3200, "tiny": 1600}
+STEPS = {"mlp": 2400, "cnn": 150, "small": 20000, "tiny": 30000}
+TURN_SECONDS = 2.0
 DEPTHS = (10, 100, 1000)
-TOOL_ROUNDS, TOOL_SHARE = 5, 10  # rounds of a tool, each of this part of a case's steps
+TOOL_ROUNDS, TOOL_SHARE = 5, 50  # rounds of a tool, each of this part of a case's steps
 Step = Callable[[Tensor, Tensor], None]
+Watch = Callable[[Tensor], None]
 Run = Callable[[int, int], float]
 """From the first step and a count of steps to the seconds they took."""
 
@@ -93,43 +96,44 @@ def config_of(case: dict[str, Any], steps: int) -> Config:
 
 
 class TakingTurns(Observer):
-    """Times gradexp chunk by chunk; in between, the other sides take as many steps."""
+    """Times gradexp for some chunks; then the bare loop takes as many steps, and so on."""
 
-    def __init__(self, sides: dict[str, Run]) -> None:
-        self._sides = sides
-        self._step, self._tested = 0, 0.0
+    def __init__(self, bare: Run) -> None:
+        self._bare = bare
+        self._start, self._seconds, self._aside = 0, 0.0, 0.0
         self._began = time.perf_counter()
-        self.times: Times = {side: [] for side in ("gradexp", *sides)}
+        self.times: Times = {BARE: [], "gradexp": []}
         self.probes: list[float] = []
 
     def progressed(self, progress: Progress) -> None:
-        """A chunk has ended: note its time, let the others catch up, start the clock again."""
-        seconds, count = time.perf_counter() - self._began, progress.step - self._step
-        seconds -= self._tested
-        self.times["gradexp"].append(seconds / count)
-        for side, run in self._sides.items():
-            self.times[side].append(run(self._step, count) / count)
-        self._step, self._tested = progress.step, 0.0
+        """A chunk has ended: note its time; at the end of a turn let the bare loop catch up."""
+        self._seconds += time.perf_counter() - self._began - self._aside
+        count = progress.step - self._start
+        if self._seconds > TURN_SECONDS:
+            self.times["gradexp"].append(self._seconds / count)
+            self.times[BARE].append(self._bare(self._start, count) / count)
+            self._start, self._seconds = progress.step, 0.0
+        self._aside = 0.0
         self._began = time.perf_counter()
 
     def epoch_ended(self, end: EpochEnd) -> None:
         """Evaluation does not count."""
-        self._tested += end.test_seconds
+        self._aside += end.test_seconds
 
     def probe(self, loop: Loop, work: Callable[[Loop], None]) -> None:
-        """A probe is timed apart, and not counted to the next chunk."""
+        """A probe is timed apart."""
         self.probes.append(timed(lambda: work(loop)))
-        self._began = time.perf_counter()
+        self._aside += self.probes[-1]
 
 
 def watch_run(config: Config, turns: TakingTurns) -> None:
-    """Carry out a run with the others taking turns, each probe timed apart."""
+    """Carry out a run with the bare loop taking turns, each probe timed apart."""
     work = Loop._probe
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.object(Loop, "_probe", lambda loop: turns.probe(loop, work)),
     ):
-        execute(config, Path(folder), observer=turns, checkpoint_seconds=15.0 * len(turns.times))
+        execute(config, Path(folder), observer=turns, checkpoint_seconds=2 * CHECKPOINT_SECONDS)
     for seconds in turns.times.values():
         del seconds[0]  # the first round warms up
 
@@ -138,15 +142,15 @@ def show_case(name: str, steps: int) -> None:
     """One table: every side's step time, and its ratio to the bare loop beside it."""
     config = config_of(CASES[name], steps)
     batches = batches_of(config)
+    bare = steps_of(plain_step(plain_net(config)), batches)
+    turns = TakingTurns(bare)
+    watch_run(config, turns)
     with tempfile.TemporaryDirectory() as folder:
-        sides = loops(config, batches, Path(folder))
-        turns = TakingTurns(sides)
-        watch_run(config, turns)
-        tools = dict(beside_bare(config, batches, sides[BARE], Path(folder), steps // TOOL_SHARE))
+        tools = dict(beside_bare(config, batches, bare, Path(folder), steps // TOOL_SHARE))
     times, probe = turns.times, statistics.median(turns.probes)
     cadence = steps_between_probes(config, batches)
     times["gradexp, with probes"] = [seconds + probe / cadence for seconds in times["gradexp"]]
-    rows = [row(side, times) for side in sorted(times, key=lambda one: order(one, times))]
+    rows = [row(side, times) for side in times]
     rows += [
         row(side, found) if found else (side, "not installed", "") for side, found in tools.items()
     ]
@@ -168,27 +172,10 @@ def row(side: str, times: Times) -> tuple[str, ...]:
     return (side, milliseconds, f"{median_ratio(times, side, BARE):.3f}")
 
 
-def order(side: str, times: Times) -> tuple[bool, bool, float]:
-    """Bare loops first, then gradexp, then the others by time."""
-    return ("bare" not in side, "gradexp" not in side, statistics.median(times[side]))
-
-
 def batches_of(config: Config) -> Batches:
     """The run's own batches: tensors in memory."""
     data = load_data(config, torch.device("cpu"))
     return Batches(data, config.data.batch_size, config.data.augment.make(), config.seed)
-
-
-def loops(config: Config, batches: Batches, folder: Path) -> dict[str, Run]:
-    """The sides that do all their work within a step."""
-    sides = {
-        BARE: steps_of(plain_step(build_network(config)), batches),
-        FUSED: steps_of(plain_step(build_network(config), fused=True), batches),
-        "hooks with .item()": steps_of(hooks_step(build_network(config), folder), batches),
-    }
-    if config.model.family == "mlp":
-        sides["bare loop, nn.Sequential"] = steps_of(plain_step(sequential(config)), batches)
-    return sides
 
 
 def beside_bare(
@@ -196,6 +183,7 @@ def beside_bare(
 ) -> Iterator[tuple[str, Times | None]]:
     """Each tool in rounds with a bare loop; None for one whose package is missing."""
     makers = {
+        "hooks with .item()": hooks_run,
         "Lightning grad_norm, CSVLogger": lightning_run,
         "wandb.watch, offline": wandb_run,
         "TensorBoard histograms": tensorboard_run,
@@ -203,7 +191,7 @@ def beside_bare(
     for side, make in makers.items():
         times: Times = {BARE: [], side: []}
         try:
-            with make(build_network(config), batches, folder) as run:
+            with make(plain_net(config), batches, folder) as run:
                 for _ in range(1 + TOOL_ROUNDS):
                     times[BARE].append(bare(0, steps) / steps)
                     times[side].append(run(0, steps) / steps)
@@ -226,17 +214,30 @@ def steps_of(step: Step, batches: Batches) -> Run:
     return run
 
 
-def sequential(config: Config) -> nn.Sequential:
-    """The same MLP without gradexp's modules."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    for layer in build_network(config).layers():
-        layers += [layer.map, nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+def plain_net(config: Config) -> nn.Sequential:
+    """The same net as people write it: torch's modules in a row."""
+    network = build_network(config)
+    modules: list[nn.Module] = [] if network.spatial else [nn.Flatten()]
+    for block in network.blocks:
+        for layer in block.layers:
+            modules += [torch_module(layer), layer.activation]
+        modules += [] if isinstance(block.pool, nn.Identity) else [block.pool]
+    modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if network.spatial else []
+    return nn.Sequential(*modules, torch_module(network.readout))
 
 
-def plain_step(net: nn.Module, *, fused: bool = False, watch: Step | None = None) -> Step:
+def torch_module(layer: Layer) -> nn.Module:
+    """The layer's linear map by torch's own module, with the same weights."""
+    if not isinstance(layer.map, nn.Linear):
+        return layer.map
+    module = nn.Linear(layer.map.in_features, layer.map.out_features)
+    module.load_state_dict(layer.map.state_dict())
+    return module
+
+
+def plain_step(net: nn.Module, *, watch: Watch | None = None) -> Step:
     """Forward, backward, update; `watch` sees the loss while gradients are there."""
-    optimizer = torch.optim.SGD(net.parameters(), lr=LR, fused=fused or None)
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR)
 
     def step(inputs: Tensor, targets: Tensor) -> None:
         optimizer.zero_grad()
@@ -249,7 +250,8 @@ def plain_step(net: nn.Module, *, fused: bool = False, watch: Step | None = None
     return step
 
 
-def hooks_step(net: nn.Module, folder: Path) -> Step:
+@contextlib.contextmanager
+def hooks_run(net: nn.Module, batches: Batches, folder: Path) -> Iterator[Run]:
     """A hook per parameter that notes `.norm().item()`, and a line of CSV a step."""
     norms: dict[str, float] = {}
     for name, parameter in net.named_parameters():
@@ -262,7 +264,7 @@ def hooks_step(net: nn.Module, folder: Path) -> Step:
         with path.open("a") as file:
             file.write(",".join(map(str, (loss.item(), *norms.values()))) + "\n")
 
-    return plain_step(net, watch=watch)
+    yield steps_of(plain_step(net, watch=watch), batches)
 
 
 @contextlib.contextmanager
@@ -367,10 +369,10 @@ def growth(depth: int) -> tuple[float, float, float, float]:
     parts = {"activation": "tanh", "init": "orthogonal"}  # stays finite at any depth
     model = {"family": "mlp", "depth": depth, "width": 32, **parts}
     config = config_of({"data": {"dataset": "digits"}, "model": model}, max(44, 3000 // depth))
-    side = steps_of(plain_step(build_network(config)), batches_of(config))
+    side = steps_of(plain_step(plain_net(config)), batches_of(config))
     side(0, 5)
     before = peak_megabytes()
-    turns = TakingTurns({BARE: side})
+    turns = TakingTurns(side)
     watch_run(config, turns)
     ours, bare = (statistics.median(turns.times[one]) for one in ("gradexp", BARE))
     return bare, ours, before, peak_megabytes()

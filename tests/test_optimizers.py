@@ -30,7 +30,8 @@ class Side:
         generator = torch.Generator().manual_seed(0)
         shapes = [(5, 7), (3,), (4, 4)]
         self.parameters = [
-            nn.Parameter(torch.randn(*shape, generator=generator)) for shape in shapes
+            nn.Parameter(torch.randn(*shape, generator=generator), requires_grad=False)
+            for shape in shapes
         ]
         decayed, plain = self.parameters[:2], self.parameters[2:]
         self.optimizer = make(

@@ -89,7 +89,8 @@ class Flat:
     def whole(self, *, apart: bool) -> tuple[list[Tensor], list[Tensor]]:
         """All parameters as one, or as two: the weights, and if there are any, the others.
 
-        Updating these updates the net's own; meant for optimizers that treat every entry alike.
+        Updating these updates the net's own; no graph knows of them. Meant for optimizers that
+        treat every entry alike.
         """
         split = len(self.weight_values) if apart else len(self.values)
         weights, others = (
@@ -115,6 +116,6 @@ class Flat:
 
 
 def _parameter(values: Tensor, gradients: Tensor) -> Tensor:
-    parameter = nn.Parameter(values)
+    parameter = nn.Parameter(values, requires_grad=False)
     parameter.grad = gradients
     return parameter

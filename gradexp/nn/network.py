@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gradexp.nn.activations import Activation
 from gradexp.nn.blueprint import BlockSpec, Blueprint, LayerSpec
@@ -74,9 +75,18 @@ class Layer(nn.Module):
                 init.bias(self.bias, fans, generator)
 
 
+class Linear(nn.Linear):
+    """torch's own, sparing two detours by which it looks for its weight and bias at every call."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[n, inputs] to [n, outputs]."""
+        own: dict[str, Any] = self._parameters
+        return F.linear(inputs, own["weight"], own["bias"])
+
+
 def _linear_map(spec: LayerSpec, bias: bool) -> nn.Linear | nn.Conv2d:
     if spec.kind == "linear":
-        return nn.Linear(spec.inputs, spec.outputs, bias=bias)
+        return Linear(spec.inputs, spec.outputs, bias=bias)
     return nn.Conv2d(
         spec.inputs,
         spec.outputs,
@@ -94,8 +104,9 @@ def _stages_of(parts: Iterable[Any]) -> tuple[nn.Module, ...]:
 
 
 def _through(stages: tuple[nn.Module, ...], values: Tensor) -> Tensor:
+    """One stage after the other; torch's own call of a module does much that only hooks need."""
     for stage in stages:
-        values = stage(values)
+        values = stage(values) if stage._forward_hooks else stage.forward(values)
     return values
 
 
@@ -146,8 +157,7 @@ class Network(nn.Module):
         out = _through(self._stages, out)
         if self.spatial:
             out = out.mean((2, 3))
-        logits: Tensor = self.readout(out)
-        return logits
+        return _through(self.readout.stages, out)
 
     def layers(self) -> list[Layer]:
         """All layers in forward order; position + 1 is `layer_index`."""

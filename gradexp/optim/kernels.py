@@ -17,7 +17,7 @@ Group: TypeAlias = dict[str, Any]
 Tensors: TypeAlias = "list[Tensor]"
 States: TypeAlias = "list[dict[str, Tensor]]"
 Kernel: TypeAlias = Callable[[Group, Tensors, Tensors, States], None]
-"""Updates parameters in place, given their group, themselves, their gradients and their states."""
+"""Updates tensors that no graph knows of in place, given group, tensors, gradients and states."""
 
 
 class Update:
@@ -31,31 +31,33 @@ class Update:
         fused = optimizer.param_groups[0].get("fused")
         self.optimizer = optimizer
         self._kernel = kernel if fused else None
-        self._begun = False
+        self._ready: list[tuple[Group, Tensors, States]] = []
 
     def __call__(self, lr: float) -> None:
         """Update all parameters by their gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self._kernel and self._begun:
+        if self._kernel and self._ready:
             self._step_by(self._kernel)
         else:
             self.optimizer.step()
-            self._begun = True
+            self._get_ready()
+
+    def _get_ready(self) -> None:
+        for group in self.optimizer.param_groups:
+            parameters = group["params"]
+            states = [self.optimizer.state[one] for one in parameters]
+            self._ready.append((group, parameters, states))
 
     def _step_by(self, kernel: Kernel) -> None:
-        import torch
-
-        with torch.no_grad():
-            for group in self.optimizer.param_groups:
-                parameters = group["params"]
-                states = [self.optimizer.state[one] for one in parameters]
-                kernel(group, parameters, [one.grad for one in parameters], states)
+        for group, parameters, states in self._ready:
+            gradients = [one.grad for one in parameters if one.grad is not None]
+            kernel(group, parameters, gradients, states)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the state of an optimizer."""
         self.optimizer.load_state_dict(state)
-        self._begun = False
+        self._ready = []
 
 
 def sgd_kernel(group: Group, parameters: Tensors, gradients: Tensors, states: States) -> None:
