@@ -4,8 +4,9 @@
 
 gradexp carries out a whole run; every two seconds it waits while a bare loop over the same net,
 written as an `nn.Sequential`, takes as many steps: so both share the machine's good and bad
-moments. Then the other tools take turns with a bare loop, one tool after the other: some leave work to threads
-and processes that would disturb whoever comes next. A ratio is the median over rounds.
+moments. Then the other tools take turns with a bare loop, one tool after the other: some leave
+work to threads and processes that would disturb whoever comes next. A ratio is the median over
+rounds.
 `with probes` adds the median cost of a probe, as often as `every: auto` probes. Everything gradexp
 writes is counted; evaluation on the test set, which no other side does, is not.
 `--growth` shows time and memory against depth instead.
