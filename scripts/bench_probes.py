@@ -369,7 +369,7 @@ def growth(depth: int) -> tuple[float, float, float, float]:
     """Median seconds a step (bare, gradexp) and peak megabytes (before and after gradexp ran)."""
     parts = {"activation": "tanh", "init": "orthogonal"}  # stays finite at any depth
     model = {"family": "mlp", "depth": depth, "width": 32, **parts}
-    config = config_of({"data": {"dataset": "digits"}, "model": model}, max(44, 3000 // depth))
+    config = config_of({"data": {"dataset": "digits"}, "model": model}, 200_000 // depth)
     side = steps_of(plain_step(plain_net(config)), batches_of(config))
     side(0, 5)
     before = peak_megabytes()

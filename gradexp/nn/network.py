@@ -157,7 +157,7 @@ class Network(nn.Module):
         out = _through(self._stages, out)
         if self.spatial:
             out = out.mean((2, 3))
-        return _through(self.readout.stages, out)
+        return self.readout.forward(out)
 
     def layers(self) -> list[Layer]:
         """All layers in forward order; position + 1 is `layer_index`."""

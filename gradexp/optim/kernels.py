@@ -28,36 +28,30 @@ class Update:
     """
 
     def __init__(self, optimizer: Optimizer, kernel: Kernel | None) -> None:
-        fused = optimizer.param_groups[0].get("fused")
         self.optimizer = optimizer
-        self._kernel = kernel if fused else None
-        self._ready: list[tuple[Group, Tensors, States]] = []
+        self._kernel = kernel if optimizer.param_groups[0].get("fused") else None
+        self._begun = False
 
     def __call__(self, lr: float) -> None:
         """Update all parameters by their gradients."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self._kernel and self._ready:
+        if self._kernel and self._begun:
             self._step_by(self._kernel)
         else:
             self.optimizer.step()
-            self._get_ready()
-
-    def _get_ready(self) -> None:
-        for group in self.optimizer.param_groups:
-            parameters = group["params"]
-            states = [self.optimizer.state[one] for one in parameters]
-            self._ready.append((group, parameters, states))
+            self._begun = True
 
     def _step_by(self, kernel: Kernel) -> None:
-        for group, parameters, states in self._ready:
-            gradients = [one.grad for one in parameters if one.grad is not None]
-            kernel(group, parameters, gradients, states)
+        for group in self.optimizer.param_groups:
+            parameters = group["params"]
+            gradients = [one.grad for one in parameters]
+            kernel(group, parameters, gradients, [self.optimizer.state[one] for one in parameters])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the state of an optimizer."""
         self.optimizer.load_state_dict(state)
-        self._ready = []
+        self._begun = False
 
 
 def sgd_kernel(group: Group, parameters: Tensors, gradients: Tensors, states: States) -> None:

@@ -130,4 +130,4 @@ class Touched:
 
     def shares_without(self) -> list[float]:
         """Of each layer, the share of weights that had none."""
-        return [1 - int(sums.count_nonzero()) / sums.numel() for sums in self._sums]
+        return [(one.numel() - int(one.count_nonzero())) / one.numel() for one in self._sums]

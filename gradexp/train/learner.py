@@ -13,7 +13,7 @@ from gradexp.data import Batches, Data, prepare, stream
 from gradexp.nn.flat import Flat
 from gradexp.nn.network import Network, Parts, build
 from gradexp.optim import Elementwise, Update
-from gradexp.probes.capture import random_state, restore_random_state
+from gradexp.probes.capture import random_state, restore_random_state, undisturbed
 from gradexp.probes.steps import StepProbe
 
 EVALUATION_BATCH = 1024
@@ -71,12 +71,10 @@ class Learner:
         self._flat.clear()
 
     def observe_only(self) -> None:
-        """Measure step 0 without an update; buffers and gradients are left as they were."""
-        buffers = [buffer.clone() for buffer in self.network.buffers()]
-        self.observe(0)
+        """Measure step 0 without an update; the net and its gradients are left as they were."""
+        with undisturbed(self.network, seed=None):
+            self.observe(0)
         self._flat.clear()
-        for buffer, before in zip(self.network.buffers(), buffers, strict=True):
-            buffer.copy_(before)
 
     def wait(self) -> None:
         """Until the device has done what it was given: clocks need it, figures do not."""
