@@ -76,6 +76,17 @@ def test_a_probe_leaves_everything_as_it_was(tmp_path: Path, net: str, training:
     assert not any(module._forward_hooks for module in network.modules())
 
 
+def test_a_probe_drops_out_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:
+    network = build_network(config_of(tmp_path, *NETS["mlp"]))
+    inputs = torch.rand(12, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    look = ProbeSet(inputs, torch.arange(12) % 3, 8, torch.zeros(2), torch.ones(2))
+    rows = []
+    for _ in range(2):
+        torch.rand(7)
+        rows.append(probe(network, look, UnitLedger(), 0))
+    assert rows[0] == rows[1]
+
+
 def test_weights_are_the_same_after_training_with_probes_between(tmp_path: Path) -> None:
     config = config_of(tmp_path, *NETS["mlp"], "train.optimizer=adam")
     looked_at, left_alone = Learner(config, CPU), None
