@@ -130,4 +130,8 @@ class Touched:
 
     def shares_without(self) -> list[float]:
         """Of each layer, the share of weights that had none."""
-        return [(one.numel() - int(one.count_nonzero())) / one.numel() for one in self._sums]
+        touched = torch.stack([sums.count_nonzero() for sums in self._sums]).tolist()
+        return [
+            (sums.numel() - count) / sums.numel()
+            for sums, count in zip(self._sums, touched, strict=True)
+        ]
