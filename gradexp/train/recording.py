@@ -83,7 +83,7 @@ class Recording:
 
     def _add_to_epoch(self, epoch: int, *amounts: float) -> None:
         """Loss, accuracy, steps and seconds."""
-        sums = self._epoch_sums.setdefault(epoch, [0.0] * 4)
+        sums = self._epoch_sums.get(epoch, [0.0] * 4)
         self._epoch_sums[epoch] = [one + more for one, more in zip(sums, amounts, strict=True)]
 
     def epoch(self, epoch: int, step: int, test: tuple[float, float]) -> tuple[float, float]:
