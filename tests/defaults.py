@@ -70,9 +70,7 @@ def families() -> Tree:
     from gradexp.config.yaml_file import Source
     from gradexp.nn import MODELS
 
-    return {
-        name: settings(resolve(Source({"model": {"family": name}}))) for name in MODELS.names()
-    }
+    return {name: settings(resolve(Source({"model": {"family": name}}))) for name in MODELS.names()}
 
 
 @cache
@@ -131,7 +129,10 @@ def _sections(name: str, place: Tree, schema: Tree) -> Iterator[tuple[str, Tree]
     yield (
         name,
         {
-            key: {"required": key in place.get("required", []), **_own(value, schema)}
+            key: {
+                **({"required": True} if key in place.get("required", []) else {}),
+                **_own(value, schema),
+            }
             for key, value in found.items()
         },
     )
@@ -149,7 +150,7 @@ def _common_keys(place: Tree, schema: Tree) -> Tree:
     return {
         key: value
         for key, value in first.items()
-        if "const" not in value and all(other.get(key) == value for other in others)
+        if all(other.get(key) == value for other in others)
     }
 
 
@@ -189,7 +190,7 @@ def _parameters(callback: Any) -> Iterator[tuple[str, Tree]]:
     for name, one in inspect.signature(callback).parameters.items():
         kind, info = get_args(hints[name])
         shown = {
-            "type": str(getattr(kind, "__name__", kind)),
+            "type": kind.__name__ if isinstance(kind, type) else str(kind).replace("pathlib.", ""),
             "min": getattr(info, "min", None),
             "max": getattr(info, "max", None),
             "metavar": info.metavar,
@@ -198,7 +199,8 @@ def _parameters(callback: Any) -> Iterator[tuple[str, Tree]]:
         shown = {key: value for key, value in shown.items() if key == "default" or value}
         if one.default is inspect.Parameter.empty:
             shown["default"] = "required"
-        yield " ".join(info.param_decls or ()) or name, shown
+        written = [str(word) for word in (info.default, *(info.param_decls or ()))]
+        yield " ".join(word for word in written if word.startswith("-")) or name, shown
 
 
 def signatures() -> Iterator[tuple[str, Tree]]:

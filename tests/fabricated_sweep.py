@@ -56,7 +56,7 @@ SWEEP: dict[tuple[str, int], list[Row]] = {
         _lost(math.nan, decay=-0.2, non_finite_from=5, status="diverged", activation="tanh"),
         _lost(0.30, decay=-0.4, accuracy=(0.1, 0.3), activation="tanh"),
     ],
-    (ODD, 12): [{"status": "failed", "steps": 0, "probes": 0, "activation": "tanh"}],
+    (ODD, 12): [_lost(math.nan, probes=0, accuracy=(0.1, 0.2), status="failed", activation="tanh")],
 }
 
 
@@ -80,7 +80,7 @@ def write_sweep(path: Path) -> Path:
 
 def write_runs(path: Path, *runs: Row, **shared: Any) -> Path:
     """Runs `0`, `1`, ... of a net of two layers that learns, each with what is its own."""
-    small = {"depth": 2, "steps": 8, "probes": 2, "units": 10, **GOOD}
+    small = {"depth": 2, "steps": 12, "probes": 2, "units": 10, **GOOD}
     for number, own in enumerate(runs):
         config = merged(shared.get("config", {}), own.get("config", {}))
         Fabricated(**{**small, **shared, **own, "config": config}).write(path / str(number))
@@ -89,6 +89,7 @@ def write_runs(path: Path, *runs: Row, **shared: Any) -> Path:
 
 def drawn(monkeypatch: pytest.MonkeyPatch, path: Path, folder: Path) -> dict[str, Any]:
     """Every figure of the runs below a path as it is handed to the converter, by its file."""
+
     def as_text(spec: dict[str, Any], **_: Any) -> str:
         return json.dumps(spec)
 

@@ -394,6 +394,7 @@ def test_a_net_works_with_the_memory_that_is_updated(family: str, apart: bool) -
     gradients = {name: gradient(one).clone() for name, one in network.named_parameters()}
     weights, others = flat.whole(apart=apart)
     assert (len(weights), len(others)) == (1, int(apart))
+    assert not any(whole.requires_grad for whole in [*weights, *others])
     with torch.no_grad():
         for index, whole in enumerate([*weights, *others]):
             whole.sub_(gradient(whole), alpha=1.0 + index)

@@ -82,6 +82,17 @@ KEYS: dict[str, dict[str, Any]] = {
     "train": {"epochs": 1, "steps": 2, "weight_decay": 0.1, "l1": 0.01},
     "probe": {"every": 1, "examples": 5, "gradients_every": 2},
 }
+# What else a part is called.
+ALIASES = {
+    "activations": {"linear": "identity", "swish": "silu"},
+    "inits": {
+        "default": "torch",
+        "glorot_normal": "xavier_normal",
+        "glorot_uniform": "xavier_uniform",
+        "he_normal": "kaiming_normal",
+        "he_uniform": "kaiming_uniform",
+    },
+}
 # What these say is not in a table.
 WITHOUT_OUTCOME = {"name", "device", "imports"}
 
@@ -174,6 +185,17 @@ def test_an_unknown_part_is_refused_by_what_it_would_be(kind: str) -> None:
     assert registry.kind == kind.removesuffix("s")
     with pytest.raises(ConfigError, match=f"unknown {registry.kind} 'unheard'; allowed: "):
         registry["unheard"]
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_what_else_a_part_is_called(kind: str) -> None:
+    """A config holds the part's own name, whichever was written."""
+    registry, (place, _) = REGISTRIES[kind], PLACES[kind]
+    known = ALIASES.get(kind, {})
+    assert {alias: entry.name for entry in registry for alias in entry.aliases} == known
+    section, _, key = place.partition(".")
+    for alias, name in known.items():
+        assert getattr(getattr(config_of(f"{place}={alias}"), section), key).name == name
 
 
 def test_every_kind_of_part_has_its_place() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradexp.errors import ConfigError
@@ -91,6 +91,7 @@ def test_factors(case: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES.names())
+@settings(deadline=None, derandomize=True)
 @given(warmup=st.integers(1, 30), total=st.integers(1, 60))
 def test_a_warmup_rises_evenly_to_the_full_rate(name: str, warmup: int, total: int) -> None:
     """However long it is: a run may even end before it does."""

@@ -121,7 +121,7 @@ def _below(options: list[dict[str, Any]], part: str) -> list[dict[str, Any]]:
         option
         for option in options
         for tag in TAGS
-        if option.get("properties", {}).get(tag, {}).get("const") == part
+        if part in option.get("properties", {}).get(tag, {}).get("enum", ())
     ]
     return keyed or chosen
 

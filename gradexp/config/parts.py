@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    WithJsonSchema,
     create_model,
     model_validator,
 )
@@ -76,7 +77,10 @@ def choice(
 
     A part may also be given as its bare name. Without a tag, the default entry is meant.
     """
-    types = [_entry_type(entry, base, tag, fields or {}) for entry in registry]
+    types = [
+        _entry_type(entry, base, {tag: _tag(entry, default), **(fields or {})})
+        for entry in registry
+    ]
     union = Annotated[reduce(or_, types), Field(discriminator=tag)] if types[1:] else types[0]
     short = base is Part
 
@@ -89,16 +93,28 @@ def choice(
         return value
 
     form = BeforeValidator(normal_form)
-    names = tuple(registry.names())
+    names = tuple(word for entry in registry for word in _words(entry))
     return Annotated[union, form, _BareName(names)] if short else Annotated[union, form]
 
 
-def _entry_type(
-    entry: Entry[Any], base: type[Base], tag: str, fields: dict[str, Any]
-) -> type[Base]:
-    options = {option.name: (option.type, option.default) for option in entry.options}
-    own: dict[str, Any] = {tag: (Literal[entry.name], entry.name), **fields, **options}
-    made: type[Base] = create_model(entry.name, __base__=base, __doc__=entry.help, **own)
+def _words(entry: Entry[Any]) -> list[str]:
+    """All words that mean an entry."""
+    return [entry.name, *entry.aliases]
+
+
+def _tag(entry: Entry[Any], default: str) -> tuple[Any, Any]:
+    """The field that names an entry; in the JSON Schema only the default one may go unnamed."""
+    schema = WithJsonSchema({"enum": _words(entry), "type": "string"})
+    return Annotated[Literal[entry.name], schema], default if entry.name == default else ...
+
+
+def _entry_type(entry: Entry[Any], base: type[Base], fields: dict[str, Any]) -> type[Base]:
+    options: dict[str, Any] = {
+        option.name: (option.type, option.default) for option in entry.options
+    }
+    made: type[Base] = create_model(
+        entry.name, __base__=base, __doc__=entry.help, **fields, **options
+    )
     made.entry = entry
     return made
 
