@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 
 from gradexp.errors import RunError
 from gradexp.records.files import TableWriter, read_json, read_table, write_json
-from gradexp.records.tables import TABLES
+from gradexp.records.tables import TABLES, Column
 
 RUNNING, FINISHED, DIVERGED, FAILED = "running", "finished", "diverged", "failed"
 DONE = (FINISHED, DIVERGED)
@@ -52,9 +52,14 @@ class RunDir:
         """The table of that name as a frame; empty when it was not written yet."""
         return read_table(self.table_path(table), TABLES[table])
 
-    def writer(self, table: str, offset: int = 0) -> TableWriter:
-        """A writer that continues the table of that name after `offset` bytes."""
-        return TableWriter(self.table_path(table), TABLES[table], offset)
+    def writer(
+        self, table: str, offset: int = 0, added: Sequence[Column] = ()
+    ) -> TableWriter:
+        """A writer that continues the table of that name after `offset` bytes.
+
+        `added` are columns of this run's own.
+        """
+        return TableWriter(self.table_path(table), TABLES[table].with_columns(added), offset)
 
     def read_manifest(self) -> dict[str, Any]:
         """Status, versions, device, threads, data fingerprint, times and outcome."""

@@ -16,13 +16,13 @@ from gradexp.analysis import judge, reading
 from gradexp.config import Config, run_id, to_yaml
 from gradexp.config.load import fingerprint
 from gradexp.errors import GradexpError
+from gradexp.recorder import write_layers
 from gradexp.records import DIVERGED, FAILED, FINISHED, RUNNING, RunDir, write_atomically
 from gradexp.train import checkpoint
 from gradexp.train.device import environment, make_repeatable, pick
 from gradexp.train.learner import Learner
 from gradexp.train.loop import Loop
 from gradexp.train.observer import Observer
-from gradexp.train.recording import write_layers
 
 CHECKPOINT_SECONDS = 15.0
 
@@ -88,7 +88,7 @@ def _carry_out(config: Config, run: RunDir, observer: Observer, seconds: float) 
                 "fingerprint": learner.data.fingerprint,
                 "notes": list(learner.data.notes),
             }
-            _write_layers(config, run, learner)
+            write_layers(run, learner.layers)
             loop = Loop(config, run, learner, state or {}, observer)
             with checkpoint.Checkpoints(run, seconds) as checkpoints:
                 loop.run(checkpoints)
@@ -120,11 +120,6 @@ def _begin(config: Config, run: RunDir, device: Any, state: Any) -> dict[str, An
     return manifest
 
 
-def _write_layers(config: Config, run: RunDir, learner: Learner) -> None:
-    model = config.model
-    write_layers(run, learner.network.layers(), model.activation.name, model.norm.name)
-
-
 @contextlib.contextmanager
 def _failure_on_record(run: RunDir, manifest: dict[str, Any]) -> Iterator[None]:
     """Keep the time; when an error ends the run, leave its text and traceback in the directory."""
@@ -153,18 +148,18 @@ def _end(run: RunDir, manifest: dict[str, Any], loop: Loop) -> None:
         }
     )
     run.checkpoint.unlink(missing_ok=True)
-    manifest |= {"status": DIVERGED if loop.diverged else FINISHED, "outcome": _outcome(loop)}
+    manifest |= {"status": DIVERGED if loop.ends.diverged else FINISHED, "outcome": _outcome(loop)}
 
 
 def _outcome(loop: Loop) -> str:
-    done = f"diverged at step {loop.step}" if loop.diverged else f"finished {loop.step} steps"
-    return f"{done}; {loop.nonfinite.sentence()}" if loop.nonfinite else done
+    done = f"diverged at step {loop.step}" if loop.ends.diverged else f"finished {loop.step} steps"
+    return f"{done}; {loop.ends.first.sentence()}" if loop.ends.first else done
 
 
 def _summary(run: RunDir, loop: Loop) -> dict[str, Any]:
     units = run.read("units")
     last = units[units["step"] == units["step"].max()]
-    examples = len(loop.probe_set.targets)
+    examples = len(loop.prober.examples)
     return {
         **loop.figures(),
         "units": int(last["units"].sum()),
@@ -172,8 +167,8 @@ def _summary(run: RunDir, loop: Loop) -> dict[str, Any]:
         "probe_examples": examples,
         # The rule of three: none of n examples, so with 95 % confidence fewer than 3 / n of all.
         "dead_unit_fires_on_less_than": 3 / examples,
-        "nonfinite": loop.nonfinite.as_dict() if loop.nonfinite else None,
-        "diverged": loop.diverged.as_dict() if loop.diverged else None,
+        "nonfinite": loop.ends.first.as_dict() if loop.ends.first else None,
+        "diverged": loop.ends.diverged.as_dict() if loop.ends.diverged else None,
     }
 
 

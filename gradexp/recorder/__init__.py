@@ -1,0 +1,5 @@
+"""Rows by name into the tables of a run directory, for training of ours and of anybody's."""
+
+from gradexp.recorder.recording import Recording, StepTimes, write_layers
+
+__all__ = ["Recording", "StepTimes", "write_layers"]
