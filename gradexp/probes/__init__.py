@@ -2,7 +2,7 @@
 
 from gradexp.probes import signal as _signal  # noqa: F401  importing it registers its probe
 from gradexp.probes.looking import Prober, ProbeRows, ProbeSet, Subject, most_at_once
-from gradexp.probes.registry import PROBES, Look, Measured, Probe, Stack
+from gradexp.probes.registry import PROBES, Look, Measured, Probe, Stack, added_columns
 
 __all__ = [
     "PROBES",
@@ -14,5 +14,6 @@ __all__ = [
     "Prober",
     "Stack",
     "Subject",
+    "added_columns",
     "most_at_once",
 ]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gradexp.nn.observed import Observed
-from gradexp.probes.following import Call, Follower
+from gradexp.probes.following import Arguments, Call, Follower
 
 
 @dataclass
@@ -67,6 +68,15 @@ def _hooks(layer: Observed, follower: Follower) -> Iterator[tuple[nn.Module, Any
     """Modules that are norms or activations as a whole, whatever functions they call."""
     yield from ((module, follower.passed) for module in layer.passing)
     yield from ((module, follower.activated) for module in layer.activations)
+
+
+def on_call(module: nn.Module, told: Callable[[Arguments], None]) -> RemovableHandle:
+    """Tell of every call of a module, before it, until the handle is removed."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        told(Arguments(args, kwargs))
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ or computed from some (weight norm, a mask).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cache
 from typing import Any, TypeAlias
 
@@ -48,6 +48,14 @@ IN_PLACE_OPERATORS = frozenset("__iadd__ __isub__ __imul__ __itruediv__ __setite
 
 
 @dataclass(frozen=True)
+class Arguments:
+    """What a module was called with, of both kinds."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Made:
     """A function or a module, and what it was called with."""
 
@@ -58,7 +66,7 @@ class Made:
 
     def tensors(self) -> list[Tensor]:
         """All tensors it was called with."""
-        return [*_tensors(self.args), *_tensors(self.kwargs.values())]
+        return [*tensors_of(self.args), *tensors_of(self.kwargs.values())]
 
 
 @dataclass(eq=False)
@@ -120,7 +128,7 @@ class Follower(TorchFunctionMode):
         self.all_calls: list[Call] = []
         self._layer_of = {id(one): index for index, some in enumerate(weights) for one in some}
         self._made_of_weights: list[Tensor] = []  # kept, so that no other tensor gets their ids
-        self._trails = {id(one): Trail(one) for one in _tensors([inputs])}
+        self._trails = {id(one): Trail(one) for one in tensors_of([inputs])}
         self._shown: dict[int, list[Call]] = {}
 
     def __torch_function__(
@@ -136,7 +144,7 @@ class Follower(TorchFunctionMode):
         if name == "__get__":  # an attribute, such as a shape
             return func(*args, **kwargs)
         made = Made(name.strip("_"), func, args, kwargs)
-        first = next(_tensors(args), None)
+        first = next(tensors_of(args), None)
         if id(first) in self._trails and _in_place(made):
             return self._call_in_place(made)
         return self._call(made)
@@ -164,14 +172,14 @@ class Follower(TorchFunctionMode):
 
     def _remember_weight(self, layer: int, result: Any) -> None:
         """What is computed from a weight alone is that weight."""
-        for one in _tensors([result]):
+        for one in tensors_of([result]):
             self._layer_of.setdefault(id(one), layer)
             self._made_of_weights.append(one)
 
     def _map(self, made: Made, layers: list[int], trails: list[Trail], result: Any) -> Any:
         """A layer begins: of several weights in one call, the last is nearest the output."""
         depth = 1 + max((trail.depth for trail in trails), default=0)
-        first, *rest = _tensors([result])
+        first, *rest = tensors_of([result])
         if torch.is_grad_enabled() and not first.requires_grad and first.is_floating_point():
             anchor = first.detach().requires_grad_().clone()  # nothing before it can be trained
             result, first = _replaced(result, first, anchor), anchor
@@ -189,7 +197,7 @@ class Follower(TorchFunctionMode):
 
     def _follow(self, made: Made, at: Trail, depth: int, result: Any) -> None:
         """What became of a layer's values, where the call is open that they come from."""
-        outputs = [one for one in _tensors([result]) if one is not at.tensor]
+        outputs = [one for one in tensors_of([result]) if one is not at.tensor]
         if not outputs:
             return
         call, first = at.call, outputs[0]
@@ -216,7 +224,7 @@ class Follower(TorchFunctionMode):
 
     def _call_in_place(self, made: Made) -> Any:
         """Done on a copy and written back: what was there before is pre, and keeps its gradient."""
-        changed = next(_tensors(made.args))
+        changed = next(tensors_of(made.args))
         kept = changed.clone()
         for call in self._shown.get(id(changed), []):
             call.pre = kept if call.pre is changed else call.pre
@@ -262,15 +270,17 @@ class Follower(TorchFunctionMode):
         self._put(Trail(output, trail.depth))
 
 
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors among arguments, those in lists, tuples and mappings too."""
+def tensors_of(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments, those in lists, tuples, mappings and records too."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
-        elif isinstance(value, dict):
-            yield from _tensors(value.values())
+            yield from tensors_of(value)
+        elif isinstance(value, Mapping):
+            yield from tensors_of(value.values())
+        elif is_dataclass(value) and not isinstance(value, type):
+            yield from tensors_of(vars(value).values())
 
 
 def _alike(call: Call, other: Call) -> bool:

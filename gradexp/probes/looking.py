@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gradexp.errors import RunError
 from gradexp.nn.observed import Observed
 from gradexp.probes.capture import Capture, captured, in_units, undisturbed
+from gradexp.probes.following import Arguments, tensors_of
 from gradexp.probes.registry import Look, Probe, Stack
 from gradexp.probes.touched import Touched
 from gradexp.probes.units import Units
@@ -61,9 +62,7 @@ class ProbeSet:
 
 def length(examples: Any) -> int:
     """How many examples there are in a tensor, or in a tuple or mapping of them."""
-    if isinstance(examples, Tensor):
-        return len(examples)
-    return length(next(iter(examples.values() if isinstance(examples, Mapping) else examples)))
+    return len(next(tensors_of([examples])))
 
 
 def split(examples: Any, count: int) -> Iterator[Any]:
@@ -79,6 +78,8 @@ def split(examples: Any, count: int) -> Iterator[Any]:
 
 def called(module: nn.Module, inputs: Any) -> Any:
     """The module's output: a tuple is its arguments, a mapping its keyword arguments."""
+    if isinstance(inputs, Arguments):
+        return module(*inputs.args, **inputs.kwargs)
     if isinstance(inputs, Mapping):
         return module(**inputs)
     return module(*inputs) if isinstance(inputs, tuple) else module(inputs)

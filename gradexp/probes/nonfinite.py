@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradexp.errors import RunError
 from gradexp.nn.observed import Observed
 from gradexp.probes.capture import captured, undisturbed
 from gradexp.probes.looking import Row, called
@@ -38,6 +39,18 @@ class NonFinite:
         """In plain words."""
         where = f" of {self.layer}" if self.layer else ""
         return f"the {self.tensor}{where} is the first that is not finite, at step {self.step}"
+
+
+class NonFiniteError(RunError):
+    """A watched step was stopped, since a value in it is not finite.
+
+    Attributes:
+        found: where it begins: step, layer and tensor.
+    """
+
+    def __init__(self, found: NonFinite) -> None:
+        super().__init__(f"{found.sentence()}; the update was not made")
+        self.found = found
 
 
 def first_bad_step(values: StepValues) -> int | None:

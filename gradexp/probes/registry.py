@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradexp.nn.observed import Observed
 from gradexp.probes.activity import inactive
-from gradexp.records.tables import Column, Value
+from gradexp.records.tables import TABLES, Column, Value
 from gradexp.registry import Registry
 
 
@@ -99,6 +99,20 @@ class Probe:
 PROBES: Registry[Callable[..., Probe]] = Registry(
     "probe", "what is measured of every layer at every probe", product=Probe
 )
+
+
+
+def added_columns() -> dict[str, list[Column]]:
+    """By table, the columns that registered probes emit beyond the dictionary's own."""
+    added: dict[str, list[Column]] = {}
+    for entry in PROBES:
+        probe = entry.make()
+        own = TABLES[probe.table].column_names
+        added.setdefault(probe.table, []).extend(
+            column for column in probe.columns if column.name not in own
+        )
+    return added
+
 
 Combine = Literal["mean", "max", "min", "sum"]
 Measure = Callable[[Observed, Tensor, Tensor, "Tensor | None"], Tensor]

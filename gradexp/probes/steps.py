@@ -7,7 +7,7 @@ for a figure.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,22 +33,33 @@ class StepValues:
         scalars: [steps, 4] float64, in the order of `SCALARS`.
         layers: [steps, 5, layers] float64, in the order of `PER_LAYER`.
         updates: how many of the steps, from the first, ended in an update.
+        classified: whether accuracies were measured.
     """
 
     scalars: np.ndarray
     layers: np.ndarray
     updates: int
+    classified: bool = True
 
     def __len__(self) -> int:
         return len(self.scalars)
 
     def ended_before_update(self, position: int) -> StepValues:
         """The steps up to that one, whose own update has been taken back."""
-        return StepValues(self.scalars[: position + 1], self.layers[: position + 1], position)
+        return replace(
+            self,
+            scalars=self.scalars[: position + 1],
+            layers=self.layers[: position + 1],
+            updates=position,
+        )
 
     def rows(self) -> list[dict[str, float]]:
-        """The scalars of each step by column."""
-        return [dict(zip(SCALARS, row, strict=True)) for row in self.scalars.tolist()]
+        """The scalars of each step by column; without an accuracy where none was measured."""
+        rows = [dict(zip(SCALARS, row, strict=True)) for row in self.scalars.tolist()]
+        if not self.classified:
+            for row in rows:
+                del row["accuracy"]
+        return rows
 
     @property
     def loss(self) -> np.ndarray:
@@ -62,21 +73,21 @@ class Measured:
     """One step's figures, still on the device; norms are those of pieces, see `Parameters`.
 
     Attributes:
-        loss: 0-d.
-        predicted: classes [n]; None where they are not known.
-        targets: true classes [n], alike.
         raw: norms of the gradients as the backward pass left them.
         weights: of the weights before the update.
+        loss: 0-d; None until it is known.
+        predicted: classes [n]; None where they are not known.
+        targets: true classes [n], alike.
         unclipped: of the gradients when L1 was added; else None.
         clipped: of the gradients when they were changed for good; else None.
         changes: of how far the update moved the weights; None without an update.
     """
 
-    loss: Tensor
-    predicted: Tensor | None
-    targets: Tensor | None
     raw: Tensor
     weights: Tensor
+    loss: Tensor | None = None
+    predicted: Tensor | None = None
+    targets: Tensor | None = None
     unclipped: Tensor | None = None
     clipped: Tensor | None = None
     changes: Tensor | None = None
@@ -111,21 +122,38 @@ class StepProbe:
         self, loss: Tensor, predicted: Tensor | None = None, targets: Tensor | None = None
     ) -> None:
         """Measure gradients and weights after the backward pass."""
-        raw, weights = self._parameters.gradient_norms(), self._parameters.weight_norms()
+        self.begin(self._parameters.gradient_norms())
+        now = self._steps[-1]
+        now.loss, now.predicted, now.targets = loss.detach(), predicted, targets
+
+    def begin(self, raw: Tensor) -> None:
+        """A step of which so far only the gradients were measured: now the weights are."""
+        weights = self._parameters.weight_norms()
         self._parameters.remember()
-        self._steps.append(Measured(loss.detach(), predicted, targets, raw, weights))
+        self._steps.append(Measured(raw, weights))
+
+    @property
+    def now(self) -> Measured:
+        """The newest step."""
+        return self._steps[-1]
 
     def regularized(self) -> None:
         """Measure what will be clipped, L1 added."""
         self._steps[-1].unclipped = self._parameters.gradient_norms()
 
-    def clipped(self) -> None:
-        """Measure again what the optimizer will get."""
-        self._steps[-1].clipped = self._parameters.gradient_norms()
+    def clipped(self, scale: Tensor | None = None) -> None:
+        """Measure again what the optimizer will get; it divides by the scale, where there is one."""
+        norms = self._parameters.gradient_norms()
+        self._steps[-1].clipped = norms if scale is None else norms / scale
 
     def updated(self) -> None:
         """Measure how far the weights have moved since `gradients`."""
         self._steps[-1].changes = self._parameters.change_norms()
+
+    def gradient_norms_of(self, raw: Tensor) -> np.ndarray:
+        """From norms of pieces to those of each layer's weight gradient, [layers]."""
+        norms: np.ndarray = np.sqrt(_together(self._by_tensor([raw]), self._weights_of))[0]
+        return norms
 
     def take(self) -> StepValues:
         """Move the collected steps, at least one, to the host and begin anew."""
@@ -146,7 +174,8 @@ class StepProbe:
             _together(changes, self._weights_of),
         )
         scalars = self._scalars(steps, raw, unclipped, clipped)
-        return StepValues(scalars, np.sqrt(np.stack(layers, 1)), len(moved))
+        classified = all(step.predicted is not None for step in steps)
+        return StepValues(scalars, np.sqrt(np.stack(layers, 1)), len(moved), classified)
 
     def _measured_or(self, rows: list[Tensor | None], otherwise: np.ndarray) -> np.ndarray:
         """Squares of gradients that were changed within the steps; or what they were before."""
@@ -169,20 +198,23 @@ class StepProbe:
         steps: list[Measured], raw: np.ndarray, unclipped: np.ndarray, clipped: np.ndarray
     ) -> np.ndarray:
         """The columns of `SCALARS`, [steps, 4] float64."""
-        loss = torch.stack([step.loss for step in steps]).cpu().double().numpy()
+        loss = torch.stack([step.loss for step in steps if step.loss is not None])
         total, before, after = (np.sqrt(one.sum(1)) for one in (raw, unclipped, clipped))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = np.where(before == 0, 1.0, after / before)
-        return np.stack((loss, _accuracy(steps), total, ratio), 1)
+        return np.stack((loss.cpu().double().numpy(), _accuracy(steps), total, ratio), 1)
 
 
 def _accuracy(steps: Sequence[Measured]) -> np.ndarray:
     """Share of each batch that was classified right, [steps]; nan where that was not measured."""
-    if any(step.predicted is None for step in steps):
+    predicted = [step.predicted for step in steps if step.predicted is not None]
+    targets = [step.targets for step in steps if step.targets is not None]
+    if len(predicted) < len(steps):
         return np.full(len(steps), np.nan)
-    predicted = torch.stack([step.predicted for step in steps if step.predicted is not None])
-    targets = torch.stack([step.targets for step in steps if step.targets is not None])
-    accuracy: np.ndarray = (predicted == targets).cpu().numpy().mean(1)
+    if len({len(one) for one in targets}) > 1:  # a last batch may be smaller
+        pairs = zip(predicted, targets, strict=True)
+        return torch.stack([(one == true).double().mean() for one, true in pairs]).cpu().numpy()
+    accuracy: np.ndarray = (torch.stack(predicted) == torch.stack(targets)).cpu().numpy().mean(1)
     return accuracy
 
 

@@ -23,14 +23,14 @@ class StepTimes:
 
     Attributes:
         first: number of the first of consecutive steps.
-        epoch_of: the epoch, from 1, of a step; None where epochs are not known.
-        lr: the learning rate of a step.
+        epoch_of: the epoch, from 1, of a step.
+        lr: the learning rate of a step; None where it is not known.
         seconds: of all the steps together.
     """
 
     first: int
     epoch_of: Callable[[int], int]
-    lr: Callable[[int], float]
+    lr: Callable[[int], float | None]
     seconds: float
 
 
@@ -81,7 +81,7 @@ class Recording:
             epoch = times.epoch_of(step)
             row = {"step": step, "epoch": epoch, "lr": times.lr(step), "step_seconds": each}
             rows.append(row | figures)
-            self._add_to_epoch(epoch, figures["loss"], figures["accuracy"], 1, each)
+            self._add_to_epoch(epoch, figures["loss"], figures.get("accuracy", 0.0), 1, each)
         self._writers["steps"].append(rows)
         self._waiting += [
             LayerNorms(times.first + index, row, index < values.updates)
@@ -138,6 +138,10 @@ class Recording:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all tables."""
         for writer in self._writers.values():
             writer.close()
 

@@ -12,7 +12,13 @@ from typing import Any
 import pandas as pd
 
 from gradexp.errors import RunError
-from gradexp.records.files import TableWriter, read_json, read_table, write_json
+from gradexp.records.files import (
+    TableWriter,
+    read_json,
+    read_table,
+    write_atomically,
+    write_json,
+)
 from gradexp.records.tables import TABLES, Column
 
 RUNNING, FINISHED, DIVERGED, FAILED = "running", "finished", "diverged", "failed"
@@ -29,6 +35,7 @@ class RunDir:
         self.summary = path / "summary.json"
         self.evidence = path / "evidence.json"
         self.checkpoint = path / "checkpoint.pt"
+        self.traceback = path / "traceback.txt"
         self.lock = path / ".lock"
 
     @classmethod
@@ -38,6 +45,17 @@ class RunDir:
         if not run.manifest.is_file():
             raise RunError(f"{path}: is not a run directory (no {run.manifest.name})")
         return run
+
+    def make(self) -> None:
+        """Make the directory.
+
+        Raises:
+            RunError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     @property
     def name(self) -> str:
@@ -68,6 +86,10 @@ class RunDir:
     def write_manifest(self, content: dict[str, Any]) -> None:
         """Replace the manifest."""
         write_json(self.manifest, content)
+
+    def write_traceback(self, text: str) -> None:
+        """Leave what an error of the program looked like."""
+        write_atomically(self.traceback, text.encode())
 
     def read_summary(self) -> dict[str, Any]:
         """Final figures; empty when the run has not ended."""

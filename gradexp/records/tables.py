@@ -300,8 +300,19 @@ STEPS = Table(
         STEP,
         Column("epoch", "int", "epoch of this step, from 1", "epochs"),
         Column("loss", "float", "mean cross-entropy over the training batch", "nats"),
-        Column("accuracy", "float", "share of the training batch classified right", "fraction"),
-        Column("lr", "float", "learning rate of this step"),
+        Column(
+            "accuracy",
+            "float",
+            "share of the training batch classified right; empty where it was not told",
+            "fraction",
+            optional=True,
+        ),
+        Column(
+            "lr",
+            "float",
+            "learning rate of this step; empty where no optimizer is known",
+            optional=True,
+        ),
         Column(
             "grad_norm",
             "float",

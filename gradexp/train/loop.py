@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from gradexp.config import Config
-from gradexp.probes import most_at_once
+from gradexp.probes import added_columns, most_at_once
 from gradexp.probes.steps import PER_LAYER
 from gradexp.recorder import Recording, StepTimes
 from gradexp.records import RunDir
@@ -33,7 +33,11 @@ class Loop:
             config, learner.batches.per_epoch, learner.batches.batch_size, len(self.prober.examples)
         )
         self.recording = Recording(
-            run, learner.layers, config.probe.gradients_every, state.get("recording", {})
+            run,
+            learner.layers,
+            config.probe.gradients_every,
+            state.get("recording", {}),
+            added_columns(),
         )
         self.resumed = "learner" in state
         if self.resumed:
