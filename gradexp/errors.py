@@ -23,6 +23,7 @@ class RunError(GradexpError):
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """A closing sentence that names the nearest allowed word, or nothing when none is near."""
-    matches = get_close_matches(word, list(allowed), n=1, cutoff=0.55)
-    return f" Did you mean '{matches[0]}'?" if matches else ""
+    """A closing sentence that names the nearest allowed word (case ignored), or nothing."""
+    known = {one.lower(): one for one in allowed}
+    matches = get_close_matches(word.lower(), list(known), n=1, cutoff=0.55)
+    return f" Did you mean '{known[matches[0]]}'?" if matches else ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ import torch
 from gradexp.config import load_config
 from gradexp.records import RunDir
 from gradexp.train import Observer, Progress, execute
+from tests import sweeps
+from tests.forking import fork_instead
 
 ROOT = Path(__file__).parent.parent
 # Several test processes share few cores: one thread each, here and in processes they start.
@@ -23,6 +27,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 Result = subprocess.CompletedProcess[str]
 Cli = Callable[..., Result]
 Train = Callable[..., RunDir]
+Begin = Callable[..., subprocess.Popen[str]]
 
 TINY = """
 name: tiny
@@ -75,6 +80,25 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("GRADEXP_DATA names no folder with MNIST and CIFAR-10: real data not tested")
     return Path(folder)
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of this interpreter start with torch loaded already."""
+    fork_instead(monkeypatch)
+
+
+@pytest.fixture
+def begin() -> Iterator[Begin]:
+    """Start sweeps in processes of their own, as `sweeps.start`; none outlives the test."""
+    with contextlib.ExitStack() as begun:
+
+        def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+            process = sweeps.start(*arguments, **options)
+            begun.callback(sweeps.end, process)
+            return process
+
+        yield start
 
 
 class StopAt(Observer):

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gradexp.records import RunDir
+from gradexp.analysis import HEALTHY, QUANTITIES, JudgedRun, Verdict, judge
+from gradexp.records import TABLES, RunDir
 
 CLASSES = 10
+LOST: dict[str, Any] = {"loss": (2.31, 2.30), "accuracy": (0.1, 0.1)}
+GOOD: dict[str, Any] = {"loss": (2.3, 0.2), "accuracy": (0.1, 0.95)}
 
 
 @dataclass
@@ -19,7 +22,10 @@ class Fabricated:
     """What a fabricated run shows; the defaults are a healthy relu MLP.
 
     `decay` is in decades per layer toward the input; `loss` and `accuracy` are (start, end).
-    `pre_grad_norm` replaces the geometric profile, shape (layers,) or (probes, layers).
+    `pre_grad_norm` replaces the geometric profile, shape (layers,) or (probes, layers). `columns`
+    replaces whole columns, `{"steps.loss": values}`: values of shape (layers,) in `layers`,
+    (steps,) in `steps`, (epochs,) in `epochs`, and (times, layers) in all other tables, or anything
+    that spreads to these. None and nan are empty cells.
     """
 
     depth: int = 6
@@ -39,6 +45,8 @@ class Fabricated:
     non_finite_from: int | None = None
     config: dict[str, Any] = field(default_factory=dict)
     status: str = "finished"
+    epochs: int = 1
+    columns: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> RunDir:
         """Write every table, the config and the manifest; the last layer is a readout."""
@@ -48,34 +56,26 @@ class Fabricated:
         names = [*(f"hidden.{i}" for i in range(1, self.depth)), "readout"]
         layers = list(enumerate(names, start=1))
         probe_steps = np.linspace(0, self.steps, self.probes).astype(int).tolist()
-        _append(run, "layers", [self._layer(i, name) for i, name in layers])
-        _append(
-            run,
-            "signal",
-            [
-                [s, i, name, 0.0, 1.0, 0.3, 0.6, self._norm(p, i), self._saturated(i)]
-                for p, s in enumerate(probe_steps)
-                for i, name in layers
-            ],
-        )
-        _append(
-            run,
-            "units",
-            [self._units(p, s, i, name) for p, s in enumerate(probe_steps) for i, name in layers],
-        )
-        _append(
-            run,
-            "gradients",
-            [
-                [s, i, name, *[self._grad(s, i)] * 2, None, 4.0, 4.0 * self.update_ratio]
-                for s in range(self.steps)
-                for i, name in layers
-            ],
-        )
-        _append(run, "steps", [self._step(s) for s in range(self.steps)])
+        times, depth = range(self.steps), self.depth
+        self._append(run, "layers", [self._layer(i, name) for i, name in layers], (depth,))
+        signal = [
+            [s, i, name, 0.0, 1.0, 0.3, 0.6, self._norm(p, i), self._saturated(i)]
+            for p, s in enumerate(probe_steps)
+            for i, name in layers
+        ]
+        self._append(run, "signal", signal, (self.probes, depth))
+        units = [self._units(p, s, i, n) for p, s in enumerate(probe_steps) for i, n in layers]
+        self._append(run, "units", units, (self.probes, depth))
+        gradients = [
+            [s, i, name, *[self._grad(s, i)] * 2, None, 4.0, 4.0 * self.update_ratio]
+            for s in times
+            for i, name in layers
+        ]
+        self._append(run, "gradients", gradients, (self.steps, depth))
+        self._append(run, "steps", [self._step(s) for s in times], (self.steps,))
         if self.steps:
-            loss, accuracy = self.loss[1], self.accuracy[1]
-            _append(run, "epochs", [[1, self.steps, loss, accuracy, loss, accuracy - 0.02, 1.0]])
+            epochs = [self._epoch(number) for number in range(1, self.epochs + 1)]
+            self._append(run, "epochs", epochs, (self.epochs,))
         return run
 
     def _write_texts(self, run: RunDir) -> None:
@@ -126,11 +126,42 @@ class Fabricated:
             loss = float("nan")
         return [step, 1, loss, accuracy, 0.1, self._total_grad(step), 1.0, 0.01]
 
+    def _epoch(self, number: int) -> list[Any]:
+        loss, accuracy = self.loss[1], self.accuracy[1]
+        step = self.steps * number // self.epochs
+        return [number, step, loss, accuracy, loss, accuracy - 0.02, 1.0]
 
-def _append(run: RunDir, table: str, rows: list[list[Any]]) -> None:
-    writer = run.writer(table)
-    writer.append(rows)
-    writer.close()
+    def _append(
+        self, run: RunDir, table: str, rows: list[list[Any]], shape: tuple[int, ...]
+    ) -> None:
+        for at, column in enumerate(TABLES[table].column_names):
+            replaced = self.columns.get(f"{table}.{column}")
+            if replaced is not None:
+                values = np.broadcast_to(np.asarray(replaced), shape).ravel().tolist()
+                for row, value in zip(rows, values, strict=True):
+                    row[at] = value
+        writer = run.writer(table)
+        writer.append(rows)
+        writer.close()
+
+
+def verdicts(path: Path, **shown: Any) -> dict[str, Verdict]:
+    """What is said of a fabricated run, written below `path`, by the name of the verdict."""
+    return {verdict.name: verdict for verdict in judge(Fabricated(**shown).write(path / "run"))}
+
+
+def a_verdict(name: str, level: Any = "critical") -> Verdict:
+    """A verdict of that name and level; what else it says is of no matter."""
+    return Verdict(name, level, (), (0, 1), 1.0, 1.0, "", "", "")
+
+
+def judged_run(
+    config: dict[str, Any], *verdicts: Verdict, status: str = "finished", **figures: float
+) -> JudgedRun:
+    """A run without a directory; figures that are not given are missing, no verdict is healthy."""
+    missing = {quantity.name: float("nan") for quantity in QUANTITIES}
+    said = verdicts or (a_verdict(HEALTHY, "note"),)
+    return JudgedRun(RunDir(Path("nowhere")), status, config, missing | figures, said)
 
 
 def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from gradexp.records import TABLES
+
+PATIENCE = 180.0  # seconds: far beyond what anything here takes, however busy the machine is
 
 PARTS = """
 from functools import partial
@@ -88,17 +96,46 @@ def write_config(folder: Path, sweep: str = "", name: str = "tiny.yaml") -> Path
 
 
 def start(
-    config: Path, out: Path, *grid: str, workers: int = 2, checkpoint_seconds: float = 0.05
+    config: Path,
+    out: Path,
+    *grid: str,
+    workers: int = 2,
+    checkpoint_seconds: float = 0.05,
+    **environment: str,
 ) -> subprocess.Popen[str]:
-    """A sweep in a process of its own."""
+    """A sweep in a process of its own; whoever starts it sees to its end, as `begin` does."""
     arguments = [str(config), str(out), str(workers), str(checkpoint_seconds), *grid]
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", DRIVER, *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            **environment,
+        },
     )
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Kill a sweep with its workers, stopped ones too, whatever state it is in."""
+    for pid in [*workers_of(process), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            if process.poll() is None:
+                os.kill(pid, signal.SIGKILL)
+    process.communicate()
+
+
+def wait_until(reached: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait for a moment in the life of a sweep; fail with what it said if it never comes."""
+    give_up = time.monotonic() + PATIENCE
+    while not reached():
+        if process.poll() is not None or time.monotonic() > give_up:
+            end_code = process.poll()
+            process.kill()
+            pytest.fail(f"it never came to that ({end_code}): {process.communicate()[1]}")
+        time.sleep(0.005)
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:

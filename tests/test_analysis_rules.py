@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradexp.analysis import HEALTHY, RULES, VERDICTS, Verdict, judge, load_rules, reading
+from gradexp.analysis import HEALTHY, RULES, VERDICTS, judge, load_rules, reading
 from gradexp.errors import ConfigError
-from tests.fabricated_runs import Fabricated
-
-LOST = {"loss": (2.31, 2.30), "accuracy": (0.1, 0.1)}
-GOOD = {"loss": (2.3, 0.2), "accuracy": (0.1, 0.95)}
-
-
-def verdicts(path: Path, **shown: Any) -> dict[str, Verdict]:
-    return {verdict.name: verdict for verdict in judge(Fabricated(**shown).write(path / "run"))}
+from tests.fabricated_runs import GOOD, LOST, Fabricated, verdicts
 
 
 def alarms(path: Path, **shown: Any) -> set[str]:

@@ -2,105 +2,76 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import json
 import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gradexp.records import RunDir
-from tests.sweeps import repeatable, start, states, workers_of, write_config
+from tests.conftest import Begin
+from tests.kill_points import Point, environment, killed
+from tests.sweeps import PARTS, PATIENCE, repeatable, states, write_config
 
-GRID = ("model.depth=2,3", "model.activation=relu,tanh", "seed=0,1,2,3", "train.steps=160")
-CELLS = 16
-PATIENCE = 180.0
+pytestmark = [pytest.mark.usefixtures("forks"), pytest.mark.xdist_group("kills")]
 
-Moment = Callable[[Path], object]
+GRID = ("model.depth=2,3", "seed=0,1,2,3,4", "train.steps=60")
+CELLS = 10
+WATCHED = "from tests.kill_points import install\n\ninstall()\n"
 
-
-def _lines(file: str, count: int) -> Moment:
-    """Some unfinished run has written so many lines of a table."""
-
-    def reached(out: Path) -> bool:
-        return any(
-            path.read_bytes().count(b"\n") >= count
-            for path in out.glob(f"runs/*/{file}")
-            if not (path.parent / "summary.json").exists()
-        )
-
-    return reached
-
-
-def _some(pattern: str) -> Moment:
-    return lambda out: next(out.glob(pattern), None)
-
-
-def _finished(more: int) -> Callable[[Path], Moment]:
-    def from_now(out: Path) -> Moment:
-        goal = len(list(out.glob("runs/*/summary.json"))) + more
-        return lambda out: len(list(out.glob("runs/*/summary.json"))) >= goal
-
-    return from_now
-
-
-def _fixed(moment: Moment) -> Callable[[Path], Moment]:
-    return lambda _: moment
+# Files of the sweep, each when it is first written and when it is there already.
+OF_THE_SWEEP = [
+    Point("fsync", "sweep.yaml"),
+    Point("replace", "sweep.yaml"),
+    Point("fsync", ".plan.csv"),
+    Point("replace", "plan.csv"),
+    Point("replace", "plan.csv"),
+    Point("fsync", ".runs.csv"),
+    Point("replace", "runs.csv"),
+    Point("fsync", ".runs.csv", 2),
+    Point("replace", "runs.csv", 2),
+]
+# Files of a run, from its first to its last.
+OF_A_RUN = [
+    Point("fsync", "config.yaml"),
+    Point("replace", "manifest.json"),
+    Point("fsync", "steps.csv"),
+    Point("fsync", "checkpoint.pt"),
+    Point("replace", "checkpoint.pt", 2),
+    Point("fsync", "gradients.csv", 3),
+    Point("replace", "summary.json"),
+    Point("fsync", "summary.json", 2),
+    Point("replace", "manifest.json", 2),
+]
 
 
-def _half_written(out: Path) -> Moment:
-    """Where files are written too quickly to be seen, a finished cell must do."""
-    seen, finished = _some("runs/*/.*.tmp"), _finished(2)(out)
-    return lambda out: seen(out) or finished(out)
+def _written(out: Path) -> Path:
+    """A config whose parts let a process die where the environment says."""
+    out.mkdir(exist_ok=True)
+    config = write_config(out)
+    (out / "parts.py").write_text(WATCHED + PARTS)
+    return config
 
 
-MOMENTS: dict[str, Callable[[Path], Moment]] = {
-    "first file": _fixed(_some("*")),
-    "plan": _fixed(_some("plan.csv")),
-    "first run directory": _fixed(_some("runs/*")),
-    "manifest": _fixed(_some("runs/*/manifest.json")),
-    "half-written file": _half_written,
-    "first steps": _fixed(_lines("steps.csv", 20)),
-    "checkpoint": _fixed(_some("runs/*/checkpoint.pt")),
-    "half the steps": _fixed(_lines("steps.csv", 60)),
-    "last probe": _fixed(_lines("signal.csv", 15)),
-    "summary": _finished(1),
-    "two more": _finished(2),
-    "three more": _finished(3),
-}
-
-SECONDS_INTO_A_CELL = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08)
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return _written(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
-    """A config, and what a sweep of it leaves that nobody disturbs."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    config = write_config(folder)
-    _finish(config, folder / "out")
-    return config, repeatable(folder / "out")
+@pytest.fixture
+def expected(config: Path, begin: Begin) -> dict[str, object]:
+    """What a sweep leaves that nobody disturbs."""
+    out = config.parent / "undisturbed"
+    _finish(begin, config, out)
+    return repeatable(out)
 
 
-def _finish(config: Path, out: Path) -> None:
-    process = start(config, out, *GRID)
+def _finish(begin: Begin, config: Path, out: Path, **records: str) -> str:
+    process = begin(config, out, *GRID, workers=1, checkpoint_seconds=0.0, **records)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert states(out) == ["finished"] * CELLS
-
-
-def _wait_for(moment: Moment, out: Path, process: subprocess.Popen[str]) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < give_up:
-        if moment(out):
-            return
-        time.sleep(0.002)
-
-
-def _begun(out: Path) -> set[str]:
-    return {path.name for path in out.glob("runs/*")}
+    return str(errors)
 
 
 def _ended(out: Path) -> dict[str, int]:
@@ -112,49 +83,57 @@ def _ended(out: Path) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("victims", ["parent", "both"])
+def _nothing_is_torn(out: Path) -> None:
+    """Whatever has its name is whole, except the end of a table that is appended to."""
+    for path in out.rglob("*.json"):
+        json.loads(path.read_text())
+    for path in (out / "plan.csv", out / "runs.csv", out / "sweep.yaml"):
+        assert not path.exists() or path.read_text().endswith("\n")
+
+
+def _is_temporary(record: dict[str, str]) -> bool:
+    return record["written"].startswith(".") and record["written"].endswith(".tmp")
+
+
+@pytest.mark.parametrize(
+    "points",
+    [OF_THE_SWEEP, [Point(p.event, p.file, p.occurrence, "both") for p in OF_A_RUN]],
+    ids=["while it writes its own files", "while a worker writes, with the worker"],
+)
 def test_the_same_command_goes_on_after_a_kill(
-    victims: str, undisturbed: tuple[Path, dict[str, object]], tmp_path: Path
+    points: list[Point], config: Path, expected: dict[str, object], begin: Begin
 ) -> None:
-    config, expected = undisturbed
-    out = tmp_path / "out"
-    moments = list(MOMENTS.values())[victims == "both" :: 2]
+    out, records = config.parent / "out", config.parent / "records"
     finished: dict[str, int] = {}
-    kills = 0
-    for moment in moments:
-        reached = moment(out)
-        process = start(config, out, *GRID, workers=1)
-        _wait_for(reached, out, process)
-        workers = workers_of(process) if victims == "both" else []
-        kills += process.poll() is None
-        for pid in [process.pid, *workers]:
-            with contextlib.suppress(ProcessLookupError):  # a worker may end with its parent
-                os.kill(pid, signal.SIGKILL)
-        process.communicate(timeout=PATIENCE)
+    for number in range(len(points)):
+        moments = environment(points[: number + 1], records)
+        process = begin(config, out, *GRID, workers=1, checkpoint_seconds=0.0, **moments)
+        _, errors = process.communicate(timeout=PATIENCE)
+        assert process.returncode == -signal.SIGKILL, f"{points[number]} never came: {errors}"
+        _nothing_is_torn(out)
         assert finished.items() <= _ended(out).items()
         finished = _ended(out)
-    _finish(config, out)
-    assert kills == len(moments)
+    records_left = killed(records)
+    assert [record["point"] for record in records_left] == list(map(str, points))
+    assert all(map(_is_temporary, (r for r in records_left if r["target"] not in TABLES_WRITTEN)))
+    _finish(begin, config, out)
     assert finished.items() <= _ended(out).items()
     assert repeatable(out) == expected
 
 
+TABLES_WRITTEN = ("steps.csv", "gradients.csv")
+
+
 def test_a_killed_worker_costs_its_cell_one_retry(
-    undisturbed: tuple[Path, dict[str, object]], tmp_path: Path
+    config: Path, expected: dict[str, object], begin: Begin
 ) -> None:
-    config, expected = undisturbed
-    out = tmp_path / "out"
-    process = start(config, out, *GRID, workers=1)
-    killed: set[int] = set()
-    for delay in SECONDS_INTO_A_CELL:
-        begun = _begun(out)
-        _wait_for(lambda out, begun=begun: _begun(out) - begun, out, process)
-        time.sleep(delay)
-        victim = workers_of(process)[0]
-        os.kill(victim, signal.SIGKILL)
-        killed.add(victim)
-    _, errors = process.communicate(timeout=PATIENCE)
-    assert len(killed) == 8
-    assert process.returncode == 0, errors
-    assert "retry" in errors
+    """One sweep, in which a worker dies at every moment, each time in another cell."""
+    out, records = config.parent / "out", config.parent / "records"
+    errors = _finish(begin, config, out, **environment(OF_A_RUN, records))
+    hits = killed(records)
+    assert [hit["point"] for hit in hits] == list(map(str, OF_A_RUN))
+    assert len({hit["folder"] for hit in hits}) == len(OF_A_RUN)
+    lost = [line.split()[1] for line in errors.splitlines() if line.startswith("retry ")]
+    assert lost == [Path(hit["folder"]).name for hit in hits]
+    assert errors.count("the worker was killed by signal 9") == len(OF_A_RUN)
     assert repeatable(out) == expected

@@ -255,7 +255,8 @@ def _median_error(values: Array) -> float:
     """The standard error of a median, from the median absolute deviation: one spike is no noise."""
     if len(values) == 0:
         return np.nan
-    deviation = 1.4826 * float(np.median(np.abs(values - np.median(values))))
+    with np.errstate(invalid="ignore"):  # an infinite loss has no deviation: nan
+        deviation = 1.4826 * float(np.median(np.abs(values - np.median(values))))
     return 1.2533 * deviation / float(np.sqrt(len(values)))
 
 

@@ -79,7 +79,7 @@ def _import_file(path: Path, origin: str) -> None:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"{origin}  imports: {path} failed: {type(error).__name__}: {error}"
         ) from error

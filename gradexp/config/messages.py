@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -65,14 +66,14 @@ def _sentence(finding: ErrorDetails, path: KeyPath, schema: dict[str, Any]) -> s
             return f"got '{word}'; allowed: {', '.join(allowed)}.{nearest(word, allowed)}"
         case "value_error":
             return str(context["error"])
-        case "literal_error" | "missing":
-            return f"{finding['msg'][0].lower()}{finding['msg'][1:]}, got {got!r}"
         case _:
-            return f"{_lower(finding['msg'])}, got {_shown(got)}"
+            return f"{_without_subject(finding['msg'])}, got {_shown(got)}"
 
 
-def _lower(message: str) -> str:
-    return message[0].lower() + message[1:].replace("Input should", "should")
+def _without_subject(message: str) -> str:
+    """The key stands before it: `model.depth: should be greater than ...`."""
+    sentence = re.sub("^(Input|String) should", "should", message)
+    return sentence[0].lower() + sentence[1:]
 
 
 def _shown(value: Any) -> str:

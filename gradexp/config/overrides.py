@@ -30,7 +30,8 @@ def with_overrides(source: Source, overrides: Iterable[str]) -> Source:
 def assign(source: Source, key: str, value: Any, origin: str) -> Source:
     """The source with one dotted key set; `origin` is where error messages say it was."""
     path: KeyPath = tuple(key.split("."))
-    data = _without(source.data, EITHER[path]) if path in EITHER else source.data
+    other = EITHER.get(path) if value is not None else None
+    data = _without(source.data, other) if other else source.data
     kept = {place: file for place, file in source.origins.items() if place[: len(path)] != path}
     return Source(_with(data, path, value, ()), {**kept, path: origin})
 

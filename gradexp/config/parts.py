@@ -24,9 +24,11 @@ from gradexp.registry import Entry, Registry
 
 
 class Strict(BaseModel):
-    """Settings that refuse unknown keys and wrong types, and never change."""
+    """Settings that refuse unknown keys, wrong types and infinite numbers, and never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 class Choice(Strict):

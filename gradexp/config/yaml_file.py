@@ -58,7 +58,7 @@ class Source:
 def parse_scalar(text: str) -> Any:
     """A value given on the command line, read as YAML."""
     try:
-        return yaml.load(text, Loader)  # noqa: S506  a subclass of the safe loader
+        return _parsed(text, f"'{text}'", {})
     except yaml.YAMLError as error:
         raise ConfigError(f"'{text}' is not valid YAML: {_first_line(error)}") from error
 
@@ -75,22 +75,30 @@ def read_yaml(path: Path) -> Source:
 
 def parse_yaml(text: str, file: str) -> Source:
     """The settings in a text; `file` is what error messages call it."""
-    loader = Loader(text)
+    origins: dict[KeyPath, str] = {}
     try:
-        root = loader.get_single_node()
-        if root is None:
-            return Source({}, {(): f"{file}:1"})
-        origins: dict[KeyPath, str] = {}
-        data = _construct(loader, root, (), file, origins)
+        data = _parsed(text, file, origins)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else file
         raise ConfigError(f"{where}  is not valid YAML: {_first_line(error)}") from error
-    finally:
-        loader.dispose()
+    if not origins:
+        return Source({}, {(): f"{file}:1"})
     if not isinstance(data, dict):
         raise ConfigError(f"{file}:1  expected keys and values, got {data!r}")
     return Source(data, origins)
+
+
+def _parsed(text: str, file: str, origins: dict[KeyPath, str]) -> Any:
+    """The content of a text; `origins` learns where each key stands, none where all is empty."""
+    loader = Loader(text)
+    try:
+        root = loader.get_single_node()
+        return None if root is None else _construct(loader, root, (), file, origins)
+    except RecursionError as error:
+        raise yaml.YAMLError("it contains itself, or is nested too deeply") from error
+    finally:
+        loader.dispose()
 
 
 def _first_line(error: yaml.YAMLError) -> str:
@@ -108,7 +116,18 @@ def _construct(
             _construct(loader, item, (*path, index), file, origins)
             for index, item in enumerate(node.value)
         ]
-    return loader.construct_object(node)
+    return _construct_scalar(loader, node)
+
+
+def _construct_scalar(loader: Loader, node: yaml.Node) -> Any:
+    """A scalar; one that is not what its own tag says, as in `!!int ten`, is malformed."""
+    try:
+        return loader.construct_object(node)
+    except (AttributeError, KeyError, ValueError) as error:
+        raise yaml.constructor.ConstructorError(
+            problem=f"'{str(node.value)[:40]}' is no {node.tag.rpartition(':')[2]}",
+            problem_mark=node.start_mark,
+        ) from error
 
 
 def _construct_mapping(

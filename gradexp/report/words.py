@@ -19,7 +19,7 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e4:  # noqa: PLR2004  outside of it powers of ten read better
-        return f"{value:.3g}" if abs(value) < 1e3 else f"{value:.0f}"  # noqa: PLR2004
+        return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"  # noqa: PLR2004  rounds up
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e+")
 
 

@@ -53,7 +53,7 @@ def _profile(runs: Sequence[Evidence]) -> list[Grid]:
     zero = np.median(norms, axis=0) == 0
     positive = [np.where(norm > 0, norm, np.nan) for norm in norms]
     axes: Axes = {"step": _whole(steps[kept]), "layer": runs[0].layers.layer}
-    return [grid(axes, **band(positive), zero=np.where(zero, 1.0, np.nan))]
+    return [grid(axes, **band(positive), zero=np.where(zero, 1.0, np.nan))] if len(kept) else []
 
 
 def _map(runs: Sequence[Evidence]) -> list[Grid]:
