@@ -76,7 +76,9 @@ def watched(config: Config) -> tuple[Event | None, Event | None]:
             seen[name] = all(bool(torch.isfinite(one).all()) for one in tensors)
 
         handles = [
-            layer.activation.register_forward_hook(
+            layer.stages[-1 if layer.activation not in layer.stages else layer.stages.index(
+                layer.activation
+            )].register_forward_hook(
                 lambda _m, i, o, name=layer.spec.name, look=look: look(name, i[0], o)
             )
             for layer in layers

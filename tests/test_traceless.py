@@ -105,12 +105,12 @@ def _train(learner: Learner, *, probes: bool) -> None:
 
 def test_hooks_and_state_go_back_even_when_the_forward_pass_fails(tmp_path: Path) -> None:
     network = build_network(config_of(tmp_path, *NETS["mlp"])).eval()
+    inputs = torch.rand(8, 2, 6, 6)
     before, random = state(network), torch.get_rng_state()
 
     def look() -> None:
-        inputs = torch.rand(8, 2, 6, 6)
         with undisturbed(network), captured(network.observed(), inputs):
-            network(inputs)
+            network(torch.rand(8, 2, 6, 6))
             network(torch.ones(2, 99))
 
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):

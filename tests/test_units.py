@@ -232,7 +232,8 @@ def test_zero_gradients_of_weights() -> None:
 
 def test_a_life_told_in_full() -> None:
     """Unit 0 dies, is not a number for a while, is dead again, and revives."""
-    network, ledger = net("mlp", "relu", shape=(1, 1, 1), depth=1, width=2), UnitLedger()
+    network = net("mlp", "relu", shape=(1, 1, 1), depth=1, width=2)
+    ledger = looking(network, PIXELS)
     bias = network.layers()[0].map.bias
     with torch.no_grad():
         network.layers()[0].weight.fill_(1.0)
@@ -255,7 +256,8 @@ def test_a_life_told_in_full() -> None:
 
 
 def test_nan_at_step_0_is_not_born_dead() -> None:
-    network, ledger = net("mlp", "relu", shape=(1, 1, 1), depth=1, width=2), UnitLedger()
+    network = net("mlp", "relu", shape=(1, 1, 1), depth=1, width=2)
+    ledger = looking(network, PIXELS)
     layer = network.layers()[0]
     with torch.no_grad():
         layer.map.bias.copy_(torch.tensor([math.nan, -1.0]))

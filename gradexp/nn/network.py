@@ -42,7 +42,7 @@ class Layer(nn.Module):
     def __init__(self, spec: LayerSpec, parts: Parts, *, joined_early: bool = False) -> None:
         super().__init__()
         self.spec = spec
-        self.facts = parts.activation
+        self.facts = parts.activation if spec.hidden else None
         self._parts = parts
         norm = parts.norm if "norm" in spec.stages else None
         removed = norm is not None and norm.removes_bias and spec.norm_follows_map
@@ -106,7 +106,7 @@ class Layer(nn.Module):
             others=tuple(one for one in self.parameters() if id(one) not in own),
             activation=parts.activation_name if spec.hidden else NONE,
             norm=parts.norm_name if "norm" in spec.stages else NONE,
-            facts=self.facts if spec.hidden else None,
+            facts=self.facts,
             function=self.activation if spec.hidden else None,
             activations=(self.activation,) if spec.hidden else (),
             passing=(self.norm,),
@@ -114,7 +114,7 @@ class Layer(nn.Module):
 
     def initialize(self, init: Init, generator: torch.Generator) -> None:
         """Draw weight and bias from the generator, on the CPU, so that all devices begin alike."""
-        slope = self.facts.slope if self.spec.hidden else 1.0
+        slope = self.facts.slope if self.facts else 1.0
         fans = Fans(self.spec.fan_in, self.spec.fan_out, slope)
         with torch.no_grad():
             init.weight(self.weight, fans, generator)

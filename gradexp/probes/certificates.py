@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradexp.nn.activations import Activation
 from gradexp.nn.bounds import ROUNDING, Bounds
 from gradexp.nn.network import Block, Layer, Network
 from gradexp.nn.observed import Observed
@@ -101,9 +102,10 @@ def _through_stages(
         elif stage is layer.norm:
             bounds = _through_norm(stage, bounds)
         elif stage is layer.activation:
+            assert layer.facts  # noqa: S101  it has an activation
             if layer.facts.flat:
                 found[id(layer.weight)] = _inside_flat(bounds, layer.facts.flat)
-            bounds = _through_activation(layer, bounds)
+            bounds = _through_activation(layer.activation, layer.facts, bounds)
         # Dropout does nothing at evaluation.
     return bounds
 
@@ -208,17 +210,16 @@ def _through_layer_norm(norm: nn.LayerNorm | nn.GroupNorm, bounds: Bounds) -> Bo
     return Bounds(shift - high, shift + high).widened(error)
 
 
-def _through_activation(layer: Layer, pre: Bounds) -> Bounds:
+def _through_activation(function: nn.Module, facts: Activation, pre: Bounds) -> Bounds:
     """Between its turns an activation is monotone: its range is found at ends and turns."""
-    if layer.facts.turns is None:
+    if facts.turns is None:
         return pre.unknown
-    function = layer.activation
     if layer.activation.state_dict():
         function = copy.deepcopy(function).double().cpu()
     points = [
         pre.low,
         pre.high,
-        *(pre.low.clamp(min=turn).minimum(pre.high) for turn in layer.facts.turns),
+        *(pre.low.clamp(min=turn).minimum(pre.high) for turn in facts.turns),
     ]
     values = torch.stack([function(point) for point in points])
     low, high = values.amin(0), values.amax(0)

@@ -344,8 +344,14 @@ EPOCHS = Table(
         STEP,
         Column("train_loss", "float", "mean of the training batches' losses", "nats"),
         Column("train_accuracy", "float", "mean of the training batches' accuracies", "fraction"),
-        Column("test_loss", "float", "mean cross-entropy over the test set", "nats"),
-        Column("test_accuracy", "float", "share of the test set classified right", "fraction"),
+        Column("test_loss", "float", "mean cross-entropy over the test set", "nats", optional=True),
+        Column(
+            "test_accuracy",
+            "float",
+            "share of the test set classified right",
+            "fraction",
+            optional=True,
+        ),
         Column(
             "seconds", "float", "wall-clock time of the epoch, probes included", "s", timing=True
         ),
