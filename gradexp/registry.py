@@ -40,10 +40,27 @@ class Option:
 class Entry(Generic[F]):
     """A named part: its factory, where it was published, and what else it is called."""
 
+    kind: str
     name: str
     factory: F
     source: str
     aliases: tuple[str, ...]
+    product: tuple[Any, ...] = ()
+
+    def make(self, **options: Any) -> Any:
+        """What the factory makes of these options.
+
+        Raises:
+            ConfigError: it made something that is none of its kind.
+        """
+        made = self.factory(**options)
+        if self.product and not isinstance(made, self.product):
+            allowed = " or ".join(one.__name__.replace("NoneType", "None") for one in self.product)
+            raise ConfigError(
+                f"{self.kind} '{self.name}': its factory must return {allowed}, "
+                f"returned {type(made).__name__}"
+            )
+        return made
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
@@ -72,11 +89,17 @@ class Entry(Generic[F]):
 
 
 class Registry(Generic[F]):
-    """All parts of one kind, by name, in the order in which they were registered."""
+    """All parts of one kind, by name, in the order in which they were registered.
 
-    def __init__(self, kind: str, help: str) -> None:
+    `product` is what factories must make; nothing is asked of them where it is empty.
+    """
+
+    def __init__(
+        self, kind: str, help: str, product: Any = ()
+    ) -> None:
         self.kind = kind
         self.help = help
+        self.product = product if isinstance(product, tuple) else (product,)
         self._entries: dict[str, Entry[F]] = {}
         self._aliases: dict[str, str] = {}
 
@@ -89,7 +112,9 @@ class Registry(Generic[F]):
             for word in (name, *aliases):
                 if word in self._entries or word in self._aliases:
                     raise ConfigError(f"{self.kind}: '{word}' is registered already")
-            self._entries[name] = Entry(name, factory, source, aliases)
+            self._entries[name] = Entry(
+                self.kind, name, factory, source, aliases, self.product
+            )
             self._aliases.update(dict.fromkeys(aliases, name))
             return factory
 

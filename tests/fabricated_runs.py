@@ -13,6 +13,16 @@ from gradexp.analysis import HEALTHY, QUANTITIES, JudgedRun, Verdict, judge
 from gradexp.records import TABLES, RunDir
 
 CLASSES = 10
+# Whether an activation is bounded, and where it is flat, as `layers.csv` says it.
+FACTS: dict[str, tuple[int, str]] = {
+    "relu": (0, "-inf..0"),
+    "relu6": (1, "-inf..0 6..inf"),
+    "sigmoid": (1, ""),
+    "tanh": (1, ""),
+    "hardsigmoid": (1, "-inf..-3 3..inf"),
+    "hardtanh": (1, "-inf..-1 1..inf"),
+    "hardswish": (0, "-inf..-3"),
+}
 LOST: dict[str, Any] = {"loss": (2.31, 2.30), "accuracy": (0.1, 0.1)}
 GOOD: dict[str, Any] = {"loss": (2.3, 0.2), "accuracy": (0.1, 0.95)}
 
@@ -91,7 +101,9 @@ class Fabricated:
         readout = self._is_readout(index)
         units = CLASSES if readout else self.units
         activation = "none" if readout else self.activation
-        return [index, name, "linear", 16, 16, units, 16 * units, activation, self.norm]
+        bounded, flat = FACTS.get(activation, (0, ""))
+        facts = [flat, *([None] * 2 if readout else [bounded, 0.0]), 0.35]
+        return [index, name, "linear", 16, 16, units, 16 * units, activation, self.norm, *facts]
 
     def _norm(self, probe: int, index: int) -> float:
         if self.pre_grad_norm is not None:
@@ -105,11 +117,12 @@ class Fabricated:
     def _units(self, probe: int, step: int, index: int, name: str) -> list[Any]:
         if self._is_readout(index) or self.activation != "relu":
             units = CLASSES if self._is_readout(index) else self.units
-            return [step, index, name, units, *[None] * 5, None, 0.0, None]
+            return [step, index, name, units, *[None] * 5, None, 0, 0.0, None]
         dead = self.dead.get(index, [0] * self.probes)
         change = dead[probe] - dead[probe - 1] if probe else 0
         events = [max(0, change), max(0, -change)]
-        return [step, index, name, self.units, dead[probe], dead[0], *events, 0, 0.5, 0.0, None]
+        counts = [dead[probe], dead[0], *events, 0]
+        return [step, index, name, self.units, *counts, 0.5, dead[probe], 0.0, None]
 
     def _grad(self, step: int, index: int) -> float:
         return self._total_grad(step) * 10 ** (-self.decay * (self.depth - index))
@@ -134,14 +147,15 @@ class Fabricated:
     def _append(
         self, run: RunDir, table: str, rows: list[list[Any]], shape: tuple[int, ...]
     ) -> None:
-        for at, column in enumerate(TABLES[table].column_names):
+        columns = TABLES[table].column_names
+        for at, column in enumerate(columns):
             replaced = self.columns.get(f"{table}.{column}")
             if replaced is not None:
                 values = np.broadcast_to(np.asarray(replaced), shape).ravel().tolist()
                 for row, value in zip(rows, values, strict=True):
                     row[at] = value
         writer = run.writer(table)
-        writer.append(rows)
+        writer.append([dict(zip(columns, row, strict=True)) for row in rows])
         writer.close()
 
 

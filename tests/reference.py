@@ -218,8 +218,8 @@ def forward(network: Network, inputs: Tensor, *, training: bool = True) -> tuple
         out = x
         for layer in block.layers:
             out = through(layer, out, trace, training=training)
-        x = out if block.scale is None else x + block.scale * out
-        if isinstance(block.pool, nn.MaxPool2d):
+        x = out if block.join is None else x + block.join.scale * out
+        if block.pool is not None:
             n, c, h, w = x.shape
             x = x[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2)
             x = x.amax((3, 5))

@@ -314,6 +314,8 @@ CASES: dict[str, tuple[Shown, Verdict]] = {
         {
             "columns": {
                 "layers.activation": ["relu", "tanh", "sigmoid", "tanh", "tanh", "none"],
+                "layers.bounded": [0, 1, 1, 1, 1, None],
+                "layers.flat": ["-inf..0", "", "", "", "", ""],
                 "signal.saturated_fraction": [0.9, 0.4, 0.6, 0.714, 0.2, None],
             },
             **LOST,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from gradexp.nn import ACTIVATIONS, INITS, MODELS, NORMS, RESIDUALS
 from gradexp.nn.network import Network, Parts, build
+from gradexp.probes.activity import inactive
 from gradexp.probes.capture import captured
-from gradexp.probes.certificates import certified_units
-from gradexp.probes.units import inactive
+from tests.probing import proved as certify
 
 GENERATOR = torch.Generator().manual_seed(0)
 FLAT = [entry.name for entry in ACTIVATIONS if entry.factory().flat]
@@ -70,7 +70,7 @@ class Case:
 
     def certified(self, network: Network) -> list[Tensor]:
         low, high = torch.full((2,), self.low), torch.full((2,), self.high)
-        return certified_units(network, self.shape, low, high)
+        return certify(network, self.shape, low, high)
 
 
 cases = st.builds(
@@ -89,17 +89,16 @@ cases = st.builds(
 
 
 def pres(network: Network, inputs: Tensor) -> list[Tensor]:
-    layers = network.layers()
-    with captured(layers) as seen:
+    with captured(network.observed(), inputs) as seen:
         network(inputs)
-    return seen.pre
+    return [one for one in seen.pre if one is not None]
 
 
 def fires(network: Network, certified: list[Tensor], inputs: Tensor) -> bool:
     with torch.no_grad():
         seen = pres(network, inputs)
     return any(
-        bool(((inactive(pre, layer.facts.flat) == 0) & torch.isfinite(pre))[:, proved].any())
+        bool(((inactive(pre, layer.facts.flat if layer.facts else ()) == 0) & torch.isfinite(pre))[:, proved].any())
         for layer, pre, proved in zip(network.layers(), seen, certified, strict=True)
     )
 
@@ -166,7 +165,7 @@ def test_nothing_positive_comes_of_nothing_positive(depth: int, residual: str) -
         layer.bias[5] = 1e-3
         layer.weight[5] = -layer.weight[5].abs()
     low, high = torch.zeros(1), torch.ones(1)
-    proved = certified_units(network, (1, 3, 3), low, high)[depth]
+    proved = certify(network, (1, 3, 3), low, high)[depth]
     assert proved[:5].all()
     assert not proved[5:].any()
 
@@ -185,7 +184,7 @@ def test_channels_of_every_kind_of_convolution(kind: str) -> None:
     index = {"stem": 0, "depthwise": 3, "pointwise": 4}[kind]
     with torch.no_grad():
         network.layers()[index].weight[2] = -network.layers()[index].weight[2].abs()
-    proved = certified_units(network, (1, 3, 3), torch.zeros(1), torch.ones(1))
+    proved = certify(network, (1, 3, 3), torch.zeros(1), torch.ones(1))
     assert proved[index][2]
     assert sum(int(one.sum()) for one in proved) >= 1
 
@@ -196,8 +195,8 @@ def test_what_may_be_negative_is_not_certified() -> None:
     layer = network.layers()[0]
     with torch.no_grad():
         layer.weight.copy_(-layer.weight.abs())
-    assert certified_units(network, (1, 3, 3), torch.zeros(1), torch.ones(1))[0].all()
-    assert not certified_units(network, (1, 3, 3), -torch.ones(1), torch.ones(1))[0].any()
+    assert certify(network, (1, 3, 3), torch.zeros(1), torch.ones(1))[0].all()
+    assert not certify(network, (1, 3, 3), -torch.ones(1), torch.ones(1))[0].any()
 
 
 def test_dead_beyond_the_examples_is_not_certified() -> None:
@@ -207,7 +206,7 @@ def test_dead_beyond_the_examples_is_not_certified() -> None:
     with torch.no_grad():
         layer.weight.fill_(1.0)
         layer.map.bias.copy_(torch.tensor([-8.9, -8.999, -9.001, -9.1]))
-    proved = certified_units(network, (1, 3, 3), torch.zeros(1), torch.ones(1))[0]
+    proved = certify(network, (1, 3, 3), torch.zeros(1), torch.ones(1))[0]
     assert proved.tolist() == [False, False, True, True]
 
 
@@ -219,7 +218,7 @@ def test_numbers_that_are_none_prove_nothing(bad: float) -> None:
         first.weight[0, 0] = bad
         second.weight.copy_(-second.weight.abs())
         second.map.bias.fill_(-1.0)
-    proved = certified_units(network, (1, 3, 3), torch.zeros(1), torch.ones(1))
+    proved = certify(network, (1, 3, 3), torch.zeros(1), torch.ones(1))
     assert not proved[0][0]
     assert not proved[1].any()
 
@@ -236,7 +235,7 @@ def test_an_activation_dips_between_its_ends() -> None:
         first.map.bias.fill_(-3.0)
         second.weight.fill_(-5.0)
         second.map.bias.copy_(torch.tensor([-6.7, -6.8]))
-    proved = certified_units(network, (1, 1, 1), torch.zeros(1), torch.ones(1))
+    proved = certify(network, (1, 1, 1), torch.zeros(1), torch.ones(1))
     assert [one.tolist() for one in proved[:2]] == [[False, False], [False, True]]
 
 
@@ -253,7 +252,7 @@ def test_one_unit_can_stand_out_of_a_layer_norm() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.eye(6)[:, :1] * 9)
         layer.norm.bias.copy_(torch.tensor([-2.23, -2.26, -2.23, -2.26, -2.3, -1.0]))
-    proved = certified_units(network, (1, 1, 1), torch.zeros(1), torch.ones(1))[0]
+    proved = certify(network, (1, 1, 1), torch.zeros(1), torch.ones(1))[0]
     assert proved.tolist() == [False, True, False, True, True, False]
 
 
@@ -270,7 +269,7 @@ def test_layer_norm_of_a_large_common_part() -> None:
     with torch.no_grad():
         layer.weight.fill_(1e7)
         layer.norm.bias.fill_(-1.5)  # sqrt(3 - 1) is 1.414
-    proved = certified_units(network, (1, 1, 1), torch.zeros(1), torch.ones(1))
+    proved = certify(network, (1, 1, 1), torch.zeros(1), torch.ones(1))
     inputs = torch.rand(500, 1, 1, 1, generator=torch.Generator().manual_seed(0))
     assert fires(network, [torch.ones(3, dtype=torch.bool)] * 2, inputs)
     assert not fires(network, proved, inputs)

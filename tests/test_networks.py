@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from gradexp.errors import ConfigError
 from gradexp.nn import BlockSpec, LayerSpec
 from gradexp.nn.blueprint import grouped
-from gradexp.nn.flat import Flat, Rows
 from gradexp.nn.network import Network
+from gradexp.optim.parameters import FlatParameters, keep
+from gradexp.optim.rows import Rows
 from tests.nets import Recipe, config_of, maps_of, network_of, norms_of, shake
 
 MLP = "model={family: mlp, width: 5, activation: tanh}"
@@ -387,16 +388,19 @@ def test_a_net_works_with_the_memory_that_is_updated(family: str, apart: bool) -
     inputs = images().float()
     logits = network(inputs).detach()
     before = {name: one.detach().clone() for name, one in network.named_parameters()}
-    flat = Flat(network)
+    flat = keep([one.weight for one in maps_of(network)], network.parameters())
+    assert isinstance(flat, FlatParameters)
     assert all(torch.equal(one, before[name]) for name, one in network.named_parameters())
     torch.testing.assert_close(network(inputs).detach(), logits)
     F.cross_entropy(network(inputs), torch.tensor([0, 1, 2, 0])).backward()
     gradients = {name: gradient(one).clone() for name, one in network.named_parameters()}
-    weights, others = flat.whole(apart=apart)
-    assert (len(weights), len(others)) == (1, int(apart))
-    assert not any(whole.requires_grad for whole in [*weights, *others])
+    groups = flat.groups(0.1 if apart else 0.0, elementwise=True)
+    assert [len(group["params"]) for group in groups] == [1] * (1 + int(apart))
+    assert [group["weight_decay"] for group in groups] == ([0.1, 0.0] if apart else [0.0])
+    wholes = [group["params"][0] for group in groups]
+    assert not any(whole.requires_grad for whole in wholes)
     with torch.no_grad():
-        for index, whole in enumerate([*weights, *others]):
+        for index, whole in enumerate(wholes):
             whole.sub_(gradient(whole), alpha=1.0 + index)
     own = {id(one.weight) for one in maps_of(network)}
     for name, one in network.named_parameters():

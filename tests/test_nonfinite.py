@@ -17,9 +17,8 @@ from gradexp.config import Config
 from gradexp.config.schema import config_type
 from gradexp.nn import ACTIVATIONS, Activation
 from gradexp.nn.network import Layer
-from gradexp.probes.looking import ProbeSet, probe
 from gradexp.probes.nonfinite import NonFinite, locate_by_probe
-from gradexp.probes.units import UnitLedger
+from tests.probing import prober
 from gradexp.records import RunDir
 from gradexp.train import execute
 from gradexp.train.learner import Learner, build_network
@@ -77,7 +76,9 @@ def watched(config: Config) -> tuple[Event | None, Event | None]:
             seen[name] = all(bool(torch.isfinite(one).all()) for one in tensors)
 
         handles = [
-            layer.activation.register_forward_hook(
+            layer.stages[-1 if layer.activation not in layer.stages else layer.stages.index(
+                layer.activation
+            )].register_forward_hook(
                 lambda _m, i, o, name=layer.spec.name, look=look: look(name, i[0], o)
             )
             for layer in layers
@@ -242,13 +243,10 @@ def test_an_overflow_that_a_flat_activation_hides(tmp_path: Path) -> None:
         layers[1].weight.fill_(3e38)
         layers[0].map.bias.fill_(2.0)
         layers[0].weight.zero_()
-    look = ProbeSet(
-        torch.rand(5, 2, 6, 6), torch.arange(5) % 3, 8, low=torch.zeros(2), high=torch.ones(2)
-    )
-    rows = probe(network, look, UnitLedger(), 7)
-    found = locate_by_probe(network, rows.signal, 7, [layer.spec.name for layer in layers])
+    rows = prober(network, torch.rand(5, 2, 6, 6), torch.arange(5) % 3, 8).look(7)
+    found = locate_by_probe(network.observed(), list(rows.signal), 7)
     assert found == NonFinite(7, "activation", "hidden.2", 2)
-    assert [math.isfinite(row[5]) for row in rows.signal] == [True] * 4  # type: ignore[arg-type]
+    assert [math.isfinite(row["post_mean"]) for row in rows.signal] == [True] * 4  # type: ignore[arg-type]
 
 
 def test_weights_that_overflow_in_the_very_last_update(tmp_path: Path) -> None:

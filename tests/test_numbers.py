@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from gradexp.nn.flat import Rows
-from gradexp.probes import numbers
-from gradexp.probes.numbers import Moments, row_norms
+from gradexp.optim import rows as numbers
+from gradexp.optim.rows import Rows, row_norms
+from gradexp.probes.numbers import Moments
 
 Measure = Callable[[list[torch.Tensor]], torch.Tensor]
 

@@ -129,7 +129,7 @@ def test_ctrl_c_while_a_run_is_judged_costs_little(
     config = load_config(tiny, [f"train.optimizer.lr={lr}"])
     whole = execute(config, tmp_path / "whole").run
     with monkeypatch.context() as patch:
-        patch.setattr("gradexp.train.run.judge", mock.Mock(side_effect=KeyboardInterrupt))
+        patch.setattr("gradexp.train.run.conclude", mock.Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             execute(config, tmp_path / "parts")
     outcome = execute(config, tmp_path / "parts")

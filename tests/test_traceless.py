@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from gradexp.probes.capture import captured, undisturbed
-from gradexp.probes.looking import ProbeSet, probe
-from gradexp.probes.units import UnitLedger
 from gradexp.records import RunDir
 from gradexp.train import execute
 from gradexp.train.learner import Learner, build_network
 from gradexp.train.run import run_dir
 from tests.conftest import StopAt
+from tests.probing import prober
 from tests.reference import CNN, MLP, MOBILE, config_of, run_of
 
 CPU = torch.device("cpu")
@@ -65,8 +64,7 @@ def test_a_probe_leaves_everything_as_it_was(tmp_path: Path, net: str, training:
     before, random = state(network), torch.get_rng_state()
     inputs = torch.rand(12, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(12) % 3
-    look = ProbeSet(inputs, targets, 8, torch.zeros(2), torch.ones(2))
-    rows = [probe(network, look, UnitLedger(), 0) for _ in range(2)]
+    rows = [prober(network, inputs, targets, 8).look(0) for _ in range(2)]
     assert rows[0] == rows[1]
     assert all(module.training == training for module in network.modules())
     assert torch.equal(torch.get_rng_state(), random)
@@ -79,11 +77,11 @@ def test_a_probe_leaves_everything_as_it_was(tmp_path: Path, net: str, training:
 def test_a_probe_drops_out_the_same_whatever_was_drawn_before(tmp_path: Path) -> None:
     network = build_network(config_of(tmp_path, *NETS["mlp"]))
     inputs = torch.rand(12, 2, 6, 6, generator=torch.Generator().manual_seed(0))
-    look = ProbeSet(inputs, torch.arange(12) % 3, 8, torch.zeros(2), torch.ones(2))
+    look = prober(network, inputs, torch.arange(12) % 3, 8)
     rows = []
     for _ in range(2):
         torch.rand(7)
-        rows.append(probe(network, look, UnitLedger(), 0))
+        rows.append(look.look(0).signal)
     assert rows[0] == rows[1]
 
 
@@ -98,20 +96,20 @@ def test_weights_are_the_same_after_training_with_probes_between(tmp_path: Path)
 
 
 def _train(learner: Learner, *, probes: bool) -> None:
-    data = learner.data
-    look = ProbeSet(data.train_inputs, data.train_targets, 8, data.low, data.high)
+    look = learner.prober(None, 8)
     for step in range(5):
         if probes:
-            probe(learner.network, look, UnitLedger(), step)
+            look.look(step)
         learner.step(step, 5)
 
 
 def test_hooks_and_state_go_back_even_when_the_forward_pass_fails(tmp_path: Path) -> None:
     network = build_network(config_of(tmp_path, *NETS["mlp"])).eval()
+    inputs = torch.rand(8, 2, 6, 6)
     before, random = state(network), torch.get_rng_state()
 
     def look() -> None:
-        with undisturbed(network), captured(network.layers()):
+        with undisturbed(network), captured(network.observed(), inputs):
             network(torch.rand(8, 2, 6, 6))
             network(torch.ones(2, 99))
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from gradexp.nn import ACTIVATIONS, MODELS
 from gradexp.nn.inits import Init
 from gradexp.nn.network import Network, Parts, build
-from gradexp.probes.looking import ProbeRows, ProbeSet, probe
-from gradexp.probes.units import UnitLedger, inactive
-from gradexp.probes.views import SATURATED_BELOW
-from gradexp.records import TABLES, RunDir
+from gradexp.probes import Prober, ProbeRows
+from gradexp.probes.activity import inactive
+from gradexp.probes.signal import SATURATED_BELOW
+from gradexp.records import RunDir
+from tests.probing import prober
 from tests.reference import ACTIVATION, CASES, Reference, config_of, run_of
 
 FLAT = {"relu", "relu6", "hardtanh", "hardsigmoid", "hardswish"}
@@ -103,19 +104,20 @@ def net(family: str, activation: str, *, shape: tuple[int, int, int], **options:
     return build(plan(shape, 3, 0), parts, torch.Generator())
 
 
-def look(network: Network, inputs: Tensor, ledger: UnitLedger, step: int = 0) -> ProbeRows:
-    channels = inputs.shape[1]
-    targets = torch.zeros(len(inputs), dtype=torch.int64)
-    low, high = torch.zeros(channels), torch.ones(channels)
-    return probe(network, ProbeSet(inputs, targets, 2, low, high), ledger, step)
+def looking(network: Network, inputs: Tensor) -> Prober:
+    return prober(network, inputs, torch.zeros(len(inputs), dtype=torch.int64), 2)
+
+
+def look(network: Network, inputs: Tensor) -> ProbeRows:
+    return looking(network, inputs).look(0)
 
 
 def counts(rows: ProbeRows, layer: int) -> dict[str, object]:
-    return dict(zip(TABLES["units"].column_names, rows.units[layer - 1], strict=True))
+    return dict(rows.units[layer - 1])
 
 
 def events(rows: ProbeRows) -> list[tuple[int, int, str]]:
-    return [(index, unit, event) for _, index, _, unit, event in rows.unit_events]  # type: ignore[misc]
+    return [(row["layer_index"], row["unit"], row["event"]) for row in rows.unit_events]  # type: ignore[misc]
 
 
 PIXELS = torch.linspace(0, 1, 4).view(4, 1, 1, 1)
@@ -143,7 +145,7 @@ def test_both_flat_ends(
     with torch.no_grad():
         layer.weight.fill_(1.0)
         layer.map.bias.copy_(torch.tensor(bias))
-    rows = look(network, PIXELS, UnitLedger())
+    rows = look(network, PIXELS)
     found = events(rows)
     assert [unit for _, unit, event in found if event == "born_dead"] == dead
     assert [unit for _, unit, event in found if event == "certified"] == certified
@@ -179,8 +181,8 @@ def test_smooth_activations_have_no_dead_units(activation: str) -> None:
     network = net("mlp", activation, shape=(1, 1, 1), depth=1, width=4)
     with torch.no_grad():
         network.layers()[0].map.bias.fill_(-100.0)
-    rows = look(network, PIXELS, UnitLedger())
-    assert [counts(rows, 1)[name] for name in COUNTS] == [None] * 5
+    rows = look(network, PIXELS)
+    assert [counts(rows, 1).get(name) for name in COUNTS] == [None] * 5
     assert events(rows) == []
 
 
@@ -192,7 +194,7 @@ def test_a_channel_lives_by_a_single_position() -> None:
         layer.map.bias.copy_(torch.tensor([-0.5, -1.1, -0.9]))
     images = torch.zeros(3, 1, 4, 4)
     images[1, 0, 2, 3] = 0.95
-    rows = look(network, images, UnitLedger())
+    rows = look(network, images)
     assert events(rows) == [(1, 1, "born_dead"), (1, 1, "certified")]
     inactive_values = 3 * 48 - 2
     assert counts(rows, 1)["inactive_fraction"] == pytest.approx(inactive_values / (3 * 48))
@@ -206,7 +208,7 @@ def test_depthwise_channels_and_empty_kernels() -> None:
         depthwise.weight[:, 0, 1, 1] = torch.tensor([1.0, -1.0, 1e-4, 1.0])
         depthwise.map.bias.copy_(torch.tensor([0.0, 0.0, -1.0, 6.0]))
         pointwise.weight.fill_(1.0)
-    rows = look(network, torch.rand(5, 1, 4, 4), UnitLedger())
+    rows = look(network, torch.rand(5, 1, 4, 4))
     born = [(index, unit) for index, unit, event in events(rows) if event == "born_dead"]
     assert [unit for index, unit in born if index == 2] == [1, 2, 3]
     assert counts(rows, 2)["empty_kernels"] == 1
@@ -223,14 +225,15 @@ def test_zero_gradients_of_weights() -> None:
         readout.weight.copy_(torch.arange(12.0).view(3, 4))
     images = torch.zeros(4, 2, 1, 1)
     images[:, 1] = PIXELS[:, 0] + 0.1
-    rows = look(network, images, UnitLedger())
+    rows = look(network, images)
     assert counts(rows, 1)["zero_grad_fraction"] == 0.75
     assert counts(rows, 2)["zero_grad_fraction"] == 0.5
 
 
 def test_a_life_told_in_full() -> None:
     """Unit 0 dies, is not a number for a while, is dead again, and revives."""
-    network, ledger = net("mlp", "relu", shape=(1, 1, 1), depth=1, width=2), UnitLedger()
+    network = net("mlp", "relu", shape=(1, 1, 1), depth=1, width=2)
+    ledger = looking(network, PIXELS)
     bias = network.layers()[0].map.bias
     with torch.no_grad():
         network.layers()[0].weight.fill_(1.0)
@@ -238,7 +241,7 @@ def test_a_life_told_in_full() -> None:
     for step, value in enumerate([0.0, -2.0, math.nan, -2.0, -math.inf, -2.0, -0.5]):
         with torch.no_grad():
             bias.copy_(torch.tensor([value, 0.5]))
-        rows = look(network, PIXELS, ledger, step)
+        rows = ledger.look(step)
         found = [event for _, unit, event in events(rows) if unit == 0]
         story.append((counts(rows, 1)["dead"], counts(rows, 1)["died"], found))
     assert story == [
@@ -253,16 +256,17 @@ def test_a_life_told_in_full() -> None:
 
 
 def test_nan_at_step_0_is_not_born_dead() -> None:
-    network, ledger = net("mlp", "relu", shape=(1, 1, 1), depth=1, width=2), UnitLedger()
+    network = net("mlp", "relu", shape=(1, 1, 1), depth=1, width=2)
+    ledger = looking(network, PIXELS)
     layer = network.layers()[0]
     with torch.no_grad():
         layer.map.bias.copy_(torch.tensor([math.nan, -1.0]))
-    rows = look(network, PIXELS, ledger)
+    rows = ledger.look(0)
     assert counts(rows, 1)["dead"] == counts(rows, 1)["born_dead"] == 1
     assert counts(rows, 1)["inactive_fraction"] == 0.5
     with torch.no_grad():
         layer.map.bias.fill_(-1.0)
-    rows = look(network, PIXELS, ledger, 1)
+    rows = ledger.look(1)
     assert [counts(rows, 1)[name] for name in COUNTS] == [2, 1, 1, 0, 2]
 
 

@@ -4,6 +4,7 @@ from gradexp.analysis.cache import evidence_of
 from gradexp.analysis.cells import Cell, Statistic, find_axes, into_cells, resolve_axes, short_names
 from gradexp.analysis.collection import Collection, JudgedRun, collect
 from gradexp.analysis.comparisons import Comparison, compare, degradation
+from gradexp.analysis.conclusion import conclude
 from gradexp.analysis.decay import Array
 from gradexp.analysis.evidence import Evidence
 from gradexp.analysis.judging import judge, judge_evidence, load_rules
@@ -30,6 +31,7 @@ __all__ = [
     "Verdict",
     "collect",
     "compare",
+    "conclude",
     "degradation",
     "evidence_of",
     "find_axes",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from gradexp.analysis import decay
+from gradexp.analysis import evidence as evidence_module
 from gradexp.analysis.decay import Depth
 from gradexp.analysis.evidence import (
     Curve,
@@ -22,9 +26,7 @@ from gradexp.analysis.evidence import (
     gather,
 )
 from gradexp.errors import RunError
-from gradexp.records import TABLES, RunDir, write_atomically
-
-VERSION = 2  # raised whenever evidence is gathered in another way
+from gradexp.records import TABLES, RunDir, files, tables, write_atomically
 
 T = TypeVar("T", Probes, Depth, Gradients, Curve)
 
@@ -42,9 +44,18 @@ def evidence_of(run: RunDir) -> Evidence:
     return _decode(encoded)
 
 
-def _key(run: RunDir) -> list[int]:
-    """The state of all tables: their sizes and times of change."""
-    key = [VERSION]
+@cache
+def gathering() -> str:
+    """A hash of the code that gathers evidence: where that changes, no copy serves any more."""
+    digest = hashlib.sha256()
+    for module in (decay, evidence_module, files, tables):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _key(run: RunDir) -> list[int | str]:
+    """How evidence is gathered, and the state of all tables: their sizes and times of change."""
+    key: list[int | str] = [gathering()]
     for table in TABLES:
         try:
             stat = run.table_path(table).stat()
@@ -81,8 +92,9 @@ def _decode(plain: dict[str, Any]) -> Evidence:
     texts = {name: tuple(layers[name]) for name in ("layer", "kind", "activation", "norm")}
     totals = plain["totals"] | {"loss_quarters": tuple(plain["totals"]["loss_quarters"])}
     depth = len(layers["layer"])
+    numbers = {name: np.array(layers[name], dtype=np.float64) for name in ("units", "saturates")}
     return Evidence(
-        Layers(**texts, units=np.array(layers["units"], dtype=np.float64)),
+        Layers(**texts, **numbers),
         _arrays(Probes, plain["probes"], depth),
         _arrays(Depth, plain["depth"], None),
         _arrays(Gradients, plain["gradients"], depth),

@@ -39,13 +39,18 @@ SPREAD: tuple[tuple[str, str, str, int], ...] = (
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of a net in order, the one nearest the input first."""
+    """The layers of a net in order, the one nearest the input first.
+
+    `saturates`: 1 where an activation stays within limits and has its slope around 0, else 0: what
+    lies in its flat ends is lost. A rectifier is flat on one side of 0 by its nature.
+    """
 
     layer: tuple[str, ...]
     kind: tuple[str, ...]
     activation: tuple[str, ...]
     norm: tuple[str, ...]
     units: Array
+    saturates: Array
 
     def __len__(self) -> int:
         return len(self.layer)
@@ -173,7 +178,17 @@ def _layers(table: Columns) -> Layers:
     layer, kind, activation, norm = (
         tuple(table[name][order]) for name in ("layer", "kind", "activation", "norm")
     )
-    return Layers(layer, kind, activation, norm, table["units"][order])
+    around_zero = [not _holds_zero(text) for text in table["flat"][order]]
+    saturates = (table["bounded"][order] == 1) & np.array(around_zero, dtype=bool)
+    return Layers(
+        layer, kind, activation, norm, table["units"][order], saturates.astype(np.float64)
+    )
+
+
+def _holds_zero(flat: str) -> bool:
+    """Whether one of the intervals, as `layers.csv` has them, holds 0."""
+    ends = [tuple(map(float, interval.split(".."))) for interval in str(flat).split()]
+    return any(low <= 0 <= high for low, high in ends)
 
 
 def _probes(tables: dict[str, Columns], depth: int) -> Probes:

@@ -15,7 +15,8 @@ class Learning:
 
     Attributes:
         classes: units of the last layer.
-        skill: share of the way from chance to perfect training accuracy (Heidke skill score).
+        skill: share of the way from chance to perfect training accuracy (Heidke skill score);
+            where accuracy was not recorded, share of the first loss that training removed.
         gain: share of ln(classes), the loss of a constant guess, that training removed.
         recent_gain: share of the lowest earlier quarter's loss that the last quarter removed.
         error: standard error of `recent_gain`.
@@ -37,9 +38,12 @@ def learning(evidence: Evidence) -> Learning:
     with np.errstate(divide="ignore", invalid="ignore"):
         recent_gain = float(1 - np.divide(last, lowest))
         error = float(np.sqrt(2) * np.divide(evidence.totals.loss_error, lowest))
+    skill = (evidence.totals.train_accuracy - chance) / (1 - chance)
+    if np.isnan(skill) and len(evidence.curve.loss):
+        skill = 1 - last / float(evidence.curve.loss[0])
     return Learning(
         classes=classes,
-        skill=(evidence.totals.train_accuracy - chance) / (1 - chance),
+        skill=skill,
         gain=1 - last / float(np.log(classes)),
         recent_gain=recent_gain,
         error=error,

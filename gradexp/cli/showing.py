@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from gradexp.config import Config
-from gradexp.records import TABLES
 from gradexp.train.learner import build_network
-from gradexp.train.recording import layer_rows
+
+SHOWN = (
+    "layer_index",
+    "layer",
+    "kind",
+    "fan_in",
+    "fan_out",
+    "units",
+    "parameters",
+    "activation",
+    "norm",
+)
 
 
 def layer_table(config: Config) -> Table:
     """The rows of `layers.csv`, and the number of parameters in all."""
     network = build_network(config)
-    rows = layer_rows(network.layers(), config.model.activation.name, config.model.norm.name)
-    names = TABLES["layers"].column_names
+    rows = [layer.row(index) for index, layer in enumerate(network.observed(), start=1)]
     total = sum(parameter.numel() for parameter in network.parameters())
     caption = f"{total:,} parameters"
     table = Table(box=None, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
-    for name, value in zip(["#", *names[1:]], rows[0], strict=True):
-        table.add_column(name, justify="right" if isinstance(value, int) else "left", no_wrap=True)
+    for name in SHOWN:
+        justify: JustifyMethod = "right" if isinstance(rows[0][name], int) else "left"
+        table.add_column("#" if name == "layer_index" else name, justify=justify, no_wrap=True)
     for row in rows:
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else value for value in row))
+        table.add_row(*(_text(row[name]) for name in SHOWN))
     return table
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -38,9 +38,9 @@ class Choice(Strict):
     entry: ClassVar[Entry[Any]]
 
     def make(self) -> Any:
-        """What the registered factory returns for these options."""
+        """What the registered factory makes of these options."""
         options = {option.name: getattr(self, option.name) for option in self.entry.options}
-        return self.entry.factory(**options)
+        return self.entry.make(**options)
 
     @model_validator(mode="after")
     def _options_fit_together(self) -> Choice:

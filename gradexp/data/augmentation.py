@@ -29,7 +29,7 @@ class Augmentation:
 
 
 AUGMENTATIONS: Registry[Callable[..., Augmentation]] = Registry(
-    "augmentation", "How training images are changed at random."
+    "augmentation", "How training images are changed at random.", product=Augmentation
 )
 
 

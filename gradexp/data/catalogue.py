@@ -44,7 +44,9 @@ class Dataset:
     note: str = ""
 
 
-DATASETS: Registry[Callable[..., Dataset]] = Registry("dataset", "What the network learns from.")
+DATASETS: Registry[Callable[..., Dataset]] = Registry(
+    "dataset", "What the network learns from.", product=Dataset
+)
 
 
 @DATASETS.register("digits", source="Alpaydin & Kaynak 1998")

@@ -13,10 +13,6 @@ from gradexp.registry import NonNegative, Positive, Registry
 if TYPE_CHECKING:
     from torch import nn
 
-ACTIVATIONS: Registry[Callable[..., Activation]] = Registry(
-    "activation", "what follows each linear map"
-)
-
 INFINITY = math.inf
 BELOW_ZERO = (-INFINITY, 0.0)
 
@@ -32,45 +28,66 @@ class Activation:
         slope: derivative far left of 0 for rectifiers, used by kaiming inits; 0 where it has no
             meaning.
         steep: wherever the derivative is not exactly 0, its magnitude is 0.02 or more.
+        bounded: its values stay within limits on both sides: it saturates.
         turns: values of pre at which the function changes between falling and rising; between
-            them it is monotone, so its range over an interval is found at ends and turns.
+            them it is monotone, so its range over an interval is found at ends and turns. None
+            where they are not known: then nothing can be certified.
+
+    What is said here is checked when a net is built with it (`gradexp.nn.checks`).
     """
 
     module: Callable[[int], nn.Module]
     flat: tuple[tuple[float, float], ...] = ()
     slope: float = 0.0
     steep: bool = False
-    turns: tuple[float, ...] = ()
+    bounded: bool = False
+    turns: tuple[float, ...] | None = None
+
+    @property
+    def flat_text(self) -> str:
+        """The flat intervals as `layers.csv` has them: `-inf..0 6..inf`."""
+        return " ".join(f"{low:g}..{high:g}" for low, high in self.flat)
+
+
+ACTIVATIONS: Registry[Callable[..., Activation]] = Registry(
+    "activation", "what follows each linear map", product=Activation
+)
 
 
 @ACTIVATIONS.register("identity", aliases=("linear",))
 def identity() -> Activation:
     """x: a deep linear net."""
-    return Activation(lambda _units: _nn().Identity(), slope=1.0, steep=True)
+    return Activation(lambda _units: _nn().Identity(), slope=1.0, steep=True, turns=())
 
 
 @ACTIVATIONS.register("sigmoid")
 def sigmoid() -> Activation:
     """1 / (1 + exp(-x)); its derivative is at most 1/4."""
-    return Activation(lambda _units: _nn().Sigmoid())
+    return Activation(lambda _units: _nn().Sigmoid(), bounded=True, turns=())
 
 
 @ACTIVATIONS.register("tanh")
 def tanh() -> Activation:
     """The hyperbolic tangent; its derivative is 1 at 0 and less elsewhere."""
-    return Activation(lambda _units: _nn().Tanh())
+    return Activation(lambda _units: _nn().Tanh(), bounded=True, turns=())
 
 
 @ACTIVATIONS.register("relu", source="Nair & Hinton 2010")
 def relu() -> Activation:
     """max(0, x)."""
-    return Activation(lambda _units: _nn().ReLU(), flat=(BELOW_ZERO,), steep=True)
+    return Activation(lambda _units: _nn().ReLU(), flat=(BELOW_ZERO,), steep=True, turns=())
 
 
 @ACTIVATIONS.register("relu6", source="Krizhevsky 2010")
 def relu6() -> Activation:
     """min(max(0, x), 6): flat on both sides."""
-    return Activation(lambda _units: _nn().ReLU6(), flat=(BELOW_ZERO, (6.0, INFINITY)), steep=True)
+    return Activation(
+        lambda _units: _nn().ReLU6(),
+        flat=(BELOW_ZERO, (6.0, INFINITY)),
+        steep=True,
+        bounded=True,
+        turns=(),
+    )
 
 
 @ACTIVATIONS.register("leaky_relu", source="Maas et al. 2013")
@@ -80,6 +97,7 @@ def leaky_relu(*, negative_slope: NonNegative = 0.01) -> Activation:
         lambda _units: _nn().LeakyReLU(negative_slope),
         flat=() if negative_slope else (BELOW_ZERO,),
         slope=negative_slope,
+        turns=(),
     )
 
 
@@ -94,19 +112,19 @@ def prelu(*, initial_slope: NonNegative = 0.25) -> Activation:
 @ACTIVATIONS.register("elu", source="Clevert et al. 2016")
 def elu(*, alpha: Positive = 1.0) -> Activation:
     """X where x > 0, else alpha * (exp(x) - 1)."""
-    return Activation(lambda _units: _nn().ELU(alpha))
+    return Activation(lambda _units: _nn().ELU(alpha), turns=())
 
 
 @ACTIVATIONS.register("selu", source="Klambauer et al. 2017")
 def selu() -> Activation:
     """An ELU scaled so that mean 0 and variance 1 are a fixed point."""
-    return Activation(lambda _units: _nn().SELU())
+    return Activation(lambda _units: _nn().SELU(), turns=())
 
 
 @ACTIVATIONS.register("softplus", source="Dugas et al. 2001")
 def softplus() -> Activation:
     """log(1 + exp(x)): a smooth ReLU."""
-    return Activation(lambda _units: _nn().Softplus())
+    return Activation(lambda _units: _nn().Softplus(), turns=())
 
 
 @ACTIVATIONS.register("silu", source="Elfwing et al. 2018", aliases=("swish",))
@@ -125,7 +143,11 @@ def gelu() -> Activation:
 def hardtanh() -> Activation:
     """X limited to [-1, 1]: flat on both sides."""
     return Activation(
-        lambda _units: _nn().Hardtanh(), flat=((-INFINITY, -1.0), (1.0, INFINITY)), steep=True
+        lambda _units: _nn().Hardtanh(),
+        flat=((-INFINITY, -1.0), (1.0, INFINITY)),
+        steep=True,
+        bounded=True,
+        turns=(),
     )
 
 
@@ -133,7 +155,11 @@ def hardtanh() -> Activation:
 def hardsigmoid() -> Activation:
     """X / 6 + 1/2 limited to [0, 1]: flat below -3 and above 3."""
     return Activation(
-        lambda _units: _nn().Hardsigmoid(), flat=((-INFINITY, -3.0), (3.0, INFINITY)), steep=True
+        lambda _units: _nn().Hardsigmoid(),
+        flat=((-INFINITY, -3.0), (3.0, INFINITY)),
+        steep=True,
+        bounded=True,
+        turns=(),
     )
 
 

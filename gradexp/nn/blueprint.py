@@ -9,12 +9,15 @@ from typing import Literal
 from gradexp.errors import ConfigError
 
 Kind = Literal["linear", "conv", "depthwise", "pointwise"]
+Stage = Literal["map", "norm", "activation", "dropout"]
+HIDDEN: tuple[Stage, ...] = ("map", "norm", "activation", "dropout")
+READOUT: tuple[Stage, ...] = ("map",)
 KERNEL_SIZE: dict[Kind, int] = {"linear": 1, "conv": 3, "depthwise": 3, "pointwise": 1}
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One weight-bearing map; `hidden` ones are followed by the model's norm and activation.
+    """One weight-bearing map, and in which order the model's norm, activation and dropout join it.
 
     Convolutions are padded so that stride 1 keeps the size of the image.
     """
@@ -24,7 +27,23 @@ class LayerSpec:
     inputs: int
     outputs: int
     stride: int = 1
-    hidden: bool = True
+    stages: tuple[Stage, ...] = HIDDEN
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it has the model's activation."""
+        return "activation" in self.stages
+
+    @property
+    def norm_follows_map(self) -> bool:
+        """Whether a norm takes the map's own output: then it may make a bias superfluous."""
+        at = self.stages.index("map")
+        return self.stages[at + 1 : at + 2] == ("norm",)
+
+    def width_at(self, stage: Stage) -> int:
+        """How many units that stage is given."""
+        before = self.stages.index(stage) < self.stages.index("map")
+        return self.inputs if before else self.outputs
 
     @property
     def kernel(self) -> int:
@@ -54,11 +73,15 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """Layers in a row, with a shortcut around them or not, and a 2x2 max-pool after them or not."""
+    """Layers in a row, with a shortcut around them or not, and a 2x2 max-pool after them or not.
+
+    `projection` is a layer in the shortcut, where the block changes the shape.
+    """
 
     layers: tuple[LayerSpec, ...]
     shortcut: bool = False
     pool: bool = False
+    projection: LayerSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +95,8 @@ class Blueprint:
         """All layers, from input to readout: their order is `layer_index`."""
         for block in self.blocks:
             yield from block.layers
+            if block.projection:
+                yield block.projection
         yield self.readout
 
     @property

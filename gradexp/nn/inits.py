@@ -12,8 +12,6 @@ from gradexp.registry import NonNegative, Positive, Registry
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-INITS: Registry[Callable[..., Init]] = Registry("init", "how weights and biases begin")
-
 FanMode = Literal["fan_in", "fan_out"]
 
 
@@ -45,6 +43,11 @@ class Init:
 
     weight: Fill
     bias: Fill
+
+
+INITS: Registry[Callable[..., Init]] = Registry(
+    "init", "how weights and biases begin", product=Init
+)
 
 
 def _scaled(weight: Fill, bias_std: float) -> Init:

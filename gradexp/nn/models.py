@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
-from gradexp.nn.blueprint import BlockSpec, Blueprint, LayerSpec, grouped, staged
+from gradexp.nn.blueprint import READOUT, BlockSpec, Blueprint, LayerSpec, grouped, staged
 from gradexp.registry import Count, Registry
 
 Shape: TypeAlias = tuple[int, int, int]
 Plan: TypeAlias = Callable[[Shape, int, int], Blueprint]
 """Called with the input shape (C, H, W), the classes and the span of shortcuts (0: none)."""
 
-MODELS: Registry[Callable[..., Plan]] = Registry("model", "families of nets")
+MODELS: Registry[Callable[..., Plan]] = Registry("model", "families of nets", product=Callable)
 
 
 @MODELS.register("mlp")
@@ -86,4 +86,4 @@ def _separable(index: int, inputs: int, outputs: int, stride: int, span: int) ->
 
 
 def _readout(inputs: int, classes: int) -> LayerSpec:
-    return LayerSpec("readout", "linear", inputs, classes, hidden=False)
+    return LayerSpec("readout", "linear", inputs, classes, stages=READOUT)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gradexp.nn.activations import Activation
 from gradexp.nn.blueprint import BlockSpec, Blueprint, LayerSpec
+from gradexp.nn.checks import check_activation
 from gradexp.nn.inits import Fans, Init
 from gradexp.nn.norms import Norm
+from gradexp.nn.observed import NONE, Observed
 from gradexp.nn.residuals import Residual
 
 
@@ -27,33 +26,60 @@ class Parts:
     residual: Residual | None
     dropout: float = 0.0
     bias: bool = True
+    activation_name: str = "own"
+    norm_name: str = NONE
 
 
 class Layer(nn.Module):
-    """Linear map -> norm -> activation -> dropout; pre and post are what `activation` sees.
+    """A linear map with its norm, activation and dropout, in the order of its spec's stages.
 
-    A layer that is not hidden (the readout) has an identity for activation: pre = post. `stages`
-    are the modules that do something, and the activation always, for its hooks. Small nets feel
-    every call: nets call stages, layers and blocks only where they are more than their stages.
+    Pre and post are what the activation is given and what it returns. A stage that the spec does
+    not name, or that nothing was chosen for, is an identity and is not called. Where a shortcut is
+    joined before the activation, the stages `before` the join are its `branch`, and those `after` it
+    `finish`.
     """
 
-    def __init__(self, spec: LayerSpec, parts: Parts) -> None:
+    def __init__(self, spec: LayerSpec, parts: Parts, *, joined_early: bool = False) -> None:
         super().__init__()
         self.spec = spec
-        norm = parts.norm if spec.hidden else None
-        self.map = _linear_map(spec, parts.bias and not (norm and norm.removes_bias))
-        self.norm = norm.module(spec.outputs, spec.kind != "linear") if norm else nn.Identity()
-        self.facts = parts.activation if spec.hidden else Activation(lambda _units: nn.Identity())
-        self.activation = self.facts.module(spec.outputs)
-        self.dropout = nn.Dropout(parts.dropout) if parts.dropout and spec.hidden else nn.Identity()
-        around = (self.map, self.norm, self.activation, self.dropout)
-        self.stages = tuple(
-            one for one in around if one is self.activation or not isinstance(one, nn.Identity)
+        self.facts = parts.activation if spec.hidden else None
+        self._parts = parts
+        norm = parts.norm if "norm" in spec.stages else None
+        removed = norm is not None and norm.removes_bias and spec.norm_follows_map
+        self.map = _linear_map(spec, parts.bias and not removed)
+        images = spec.kind != "linear"
+        self.norm = norm.module(spec.width_at("norm"), images) if norm else nn.Identity()
+        self.activation = (
+            parts.activation.module(spec.width_at("activation")) if spec.hidden else nn.Identity()
+        )
+        self.dropout = nn.Dropout(parts.dropout) if parts.dropout else nn.Identity()
+        stages = [getattr(self, stage) for stage in spec.stages]
+        split = spec.stages.index("activation") if joined_early else len(stages)
+        self.before, self.after = (
+            tuple(one for one in part if not isinstance(one, nn.Identity))
+            for part in (stages[:split], stages[split:])
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[n, inputs, ...] to [n, outputs, ...]."""
-        return _through(self.stages, inputs)
+        return self.finish(self.branch(inputs))
+
+    def branch(self, inputs: Tensor) -> Tensor:
+        """The stages before the join of a shortcut; all of them where there is none."""
+        for stage in self.before:
+            inputs = stage(inputs)
+        return inputs
+
+    def finish(self, inputs: Tensor) -> Tensor:
+        """The stages after the join of a shortcut."""
+        for stage in self.after:
+            inputs = stage(inputs)
+        return inputs
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """The modules that are called, in order."""
+        return (*self.before, *self.after)
 
     @property
     def weight(self) -> Tensor:
@@ -65,9 +91,30 @@ class Layer(nn.Module):
         """The bias of the linear map, if it has one."""
         return self.map.bias
 
+    def observed(self) -> Observed:
+        """What probes need to know of it."""
+        spec, parts = self.spec, self._parts
+        own = {id(self.weight), id(self.bias)}
+        return Observed(
+            name=spec.name,
+            kind=spec.kind,
+            fan_in=spec.fan_in,
+            fan_out=spec.fan_out,
+            units=spec.outputs,
+            weights=(self.weight,),
+            biases=() if self.bias is None else (self.bias,),
+            others=tuple(one for one in self.parameters() if id(one) not in own),
+            activation=parts.activation_name if spec.hidden else NONE,
+            norm=parts.norm_name if "norm" in spec.stages else NONE,
+            facts=self.facts,
+            function=self.activation if spec.hidden else None,
+            activations=(self.activation,) if spec.hidden else (),
+            passing=(self.norm,),
+        )
+
     def initialize(self, init: Init, generator: torch.Generator) -> None:
         """Draw weight and bias from the generator, on the CPU, so that all devices begin alike."""
-        slope = self.facts.slope if self.spec.hidden else 1.0
+        slope = self.facts.slope if self.facts else 1.0
         fans = Fans(self.spec.fan_in, self.spec.fan_out, slope)
         with torch.no_grad():
             init.weight(self.weight, fans, generator)
@@ -75,18 +122,9 @@ class Layer(nn.Module):
                 init.bias(self.bias, fans, generator)
 
 
-class Linear(nn.Linear):
-    """torch's own, sparing two detours by which it looks for its weight and bias at every call."""
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """[n, inputs] to [n, outputs]."""
-        own: dict[str, Any] = self._parameters
-        return F.linear(inputs, own["weight"], own["bias"])
-
-
 def _linear_map(spec: LayerSpec, bias: bool) -> nn.Linear | nn.Conv2d:
     if spec.kind == "linear":
-        return Linear(spec.inputs, spec.outputs, bias=bias)
+        return nn.Linear(spec.inputs, spec.outputs, bias=bias)
     return nn.Conv2d(
         spec.inputs,
         spec.outputs,
@@ -98,40 +136,37 @@ def _linear_map(spec: LayerSpec, bias: bool) -> nn.Linear | nn.Conv2d:
     )
 
 
-def _stages_of(parts: Iterable[Any]) -> tuple[nn.Module, ...]:
-    """What layers or blocks in a row come down to."""
-    return tuple(stage for part in parts for stage in part.stages)
-
-
-def _through(stages: tuple[nn.Module, ...], values: Tensor) -> Tensor:
-    """One stage after the other; torch's own call of a module does much that only hooks need."""
-    for stage in stages:
-        values = stage(values) if stage._forward_hooks else stage.forward(values)
-    return values
-
-
 class Block(nn.Module):
-    """Layers in a row; with a shortcut x + scale * F(x), then perhaps a max-pool.
+    """Layers in a row, with a shortcut around them or not, then perhaps a max-pool.
 
-    `stages` are what a net has to call: the block itself where it has a shortcut.
+    The shortcut carries the input as it is, or through a layer of its own where shapes change.
     """
 
     def __init__(self, spec: BlockSpec, parts: Parts) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(Layer(layer, parts) for layer in spec.layers))
-        self.scale = parts.residual.scale if spec.shortcut and parts.residual else None
-        self.pool = nn.MaxPool2d(2) if spec.pool else nn.Identity()
-        self._branch = _stages_of(self.layers)
-        pool = (self.pool,) if spec.pool else ()
-        self.stages = (*self._branch, *pool) if self.scale is None else (self,)
+        residual = parts.residual if spec.shortcut else None
+        early = residual is not None and residual.after_sum
+        *first, last = spec.layers
+        self.layers = nn.Sequential(
+            *(Layer(layer, parts) for layer in first),
+            Layer(last, parts, joined_early=early),
+        )
+        self.projection = Layer(spec.projection, parts) if spec.projection else None
+        self.join = residual.join() if residual else None
+        self.pool = nn.MaxPool2d(2) if spec.pool else None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[n, inputs, ...] to [n, outputs, ...]."""
-        out = _through(self._branch, inputs)
-        if self.scale is not None:
-            out = torch.add(inputs, out, alpha=self.scale)
-        pooled: Tensor = self.pool(out)
-        return pooled
+        *first, last = self.layers
+        out = inputs
+        for layer in first:
+            out = layer(out)
+        out = last.branch(out)
+        if self.join is not None:
+            around = inputs if self.projection is None else self.projection(inputs)
+            out = self.join(around, out)
+        out = last.finish(out)
+        return out if self.pool is None else self.pool(out)
 
 
 class Network(nn.Module):
@@ -142,30 +177,30 @@ class Network(nn.Module):
         self.blocks = nn.Sequential(*(Block(block, parts) for block in blueprint.blocks))
         self.readout = Layer(blueprint.readout, parts)
         self.spatial = blueprint.spatial
-        self._stages = _stages_of(self.blocks)
-        self._within = tuple(self.modules())
-
-    def train(self, mode: bool = True) -> Self:
-        """Switch all modules to training or evaluation, without torch's slow walk to them."""
-        for module in self._within:
-            object.__setattr__(module, "training", mode)
-        return self
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images [n, C, H, W] to logits [n, classes]."""
-        out = inputs if self.spatial else inputs.flatten(1)
-        out = _through(self._stages, out)
+        out = self.blocks(inputs if self.spatial else inputs.flatten(1))
         if self.spatial:
             out = out.mean((2, 3))
-        return self.readout.forward(out)
+        return self.readout(out)
 
     def layers(self) -> list[Layer]:
         """All layers in forward order; position + 1 is `layer_index`."""
         return [module for module in self.modules() if isinstance(module, Layer)]
 
+    def observed(self) -> list[Observed]:
+        """All layers, as probes see them."""
+        return [layer.observed() for layer in self.layers()]
+
 
 def build(blueprint: Blueprint, parts: Parts, generator: torch.Generator) -> Network:
-    """A network on the CPU, its layers initialized in forward order from one generator."""
+    """A network on the CPU, its layers initialized in forward order from one generator.
+
+    Raises:
+        ConfigError: the activation is not what its entry says.
+    """
+    check_activation(parts.activation_name, parts.activation)
     network = Network(blueprint, parts)
     for layer in network.layers():
         layer.initialize(parts.init, generator)

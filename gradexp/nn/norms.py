@@ -11,11 +11,6 @@ from gradexp.registry import Positive, Registry, UnitInterval
 if TYPE_CHECKING:
     from torch import nn
 
-NORMS: Registry[Callable[..., Norm | None]] = Registry(
-    "norm", "normalization between linear map and activation"
-)
-
-
 @dataclass(frozen=True)
 class Norm:
     """A normalization of pre.
@@ -30,6 +25,13 @@ class Norm:
     module: Callable[[int, bool], nn.Module]
     removes_bias: bool = False
     across_examples: bool = False
+
+
+NORMS: Registry[Callable[..., Norm | None]] = Registry(
+    "norm",
+    "normalization between linear map and activation",
+    product=(Norm, type(None)),
+)
 
 
 @NORMS.register("none")

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 Clip: TypeAlias = Callable[["list[Tensor]", "Tensor"], None]
 """Changes gradients in place, given them and their total norm before clipping (a 0-d tensor)."""
 
-CLIPS: Registry[Callable[..., Clip | None]] = Registry("clip", "gradient clipping")
+CLIPS: Registry[Callable[..., Clip | None]] = Registry(
+    "clip", "gradient clipping", product=(Callable, type(None))
+)
 
 
 @CLIPS.register("none")

@@ -38,7 +38,7 @@ class Elementwise:
 
 
 OPTIMIZERS: Registry[Callable[..., MakeOptimizer]] = Registry(
-    "optimizer", "how gradients become updates"
+    "optimizer", "how gradients become updates", product=Callable
 )
 
 

@@ -15,7 +15,7 @@ Schedule: TypeAlias = Callable[[int, int], float]
 """From a step (0-based) and the total number of steps to a factor on lr."""
 
 SCHEDULES: Registry[Callable[..., Schedule]] = Registry(
-    "schedule", "how the learning rate changes during training"
+    "schedule", "how the learning rate changes during training", product=Callable
 )
 
 Milestones = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(strict=False)]

@@ -3,61 +3,105 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from gradexp.nn.network import Layer, Network
+from gradexp.nn.observed import Observed
+from gradexp.probes.following import Arguments, Call, Follower
 
 
 @dataclass
 class Capture:
-    """What one forward pass let through: pre and post of each layer, in forward order."""
+    """What one forward pass let through: of each layer its calls, and all of them, in order."""
 
-    pre: list[Tensor] = field(default_factory=list)
-    post: list[Tensor] = field(default_factory=list)
+    calls: list[list[Call]] = field(default_factory=list)
+    all_calls: list[Call] = field(default_factory=list)
+
+    @property
+    def pre(self) -> list[Tensor | None]:
+        """Pre of each layer as [n, units, ...]; None of a layer that was not called."""
+        return [_joined(calls, "pre") for calls in self.calls]
+
+    @property
+    def post(self) -> list[Tensor | None]:
+        """Post of each layer, alike."""
+        return [_joined(calls, "post") for calls in self.calls]
+
+
+def _joined(calls: Sequence[Call], which: str) -> Tensor | None:
+    return in_units(calls, [getattr(call, which) for call in calls]) if calls else None
+
+
+def in_units(calls: Sequence[Call], values: Sequence[Tensor]) -> Tensor:
+    """The values of a layer's calls as one tensor [n, units, ...]; several calls are positions."""
+    moved = [
+        value.movedim(-1, 1) if call.axis == -1 and value.dim() > 2 else value  # noqa: PLR2004
+        for call, value in zip(calls, values, strict=True)
+    ]
+    if len(moved) == 1:
+        return moved[0]
+    return torch.cat([one.reshape(*one.shape[:2], -1) for one in moved], 2)
 
 
 @contextlib.contextmanager
-def captured(layers: list[Layer]) -> Iterator[Capture]:
-    """Within this context a forward pass fills the capture; the hooks go when it ends."""
-    capture = Capture()
-
-    def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        capture.pre.append(inputs[0])
-        capture.post.append(output)
-
-    handles = [layer.activation.register_forward_hook(keep) for layer in layers]
+def captured(layers: Sequence[Observed], inputs: Any) -> Iterator[Capture]:
+    """Within this context a forward pass of the inputs fills the capture; then the hooks go."""
+    follower = Follower([layer.weights for layer in layers], inputs)
+    capture = Capture(follower.calls, follower.all_calls)
+    # Layers may share a module; it is hooked once.
+    hooks = dict(hook for layer in layers for hook in _hooks(layer, follower))
+    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
     try:
-        yield capture
+        with follower:
+            yield capture
     finally:
         for handle in handles:
             handle.remove()
 
 
-@contextlib.contextmanager
-def undisturbed(network: Network, seed: int | None = 0) -> Iterator[None]:
-    """Put the net in training mode; afterwards mode, buffers and random state are as before.
+def _hooks(layer: Observed, follower: Follower) -> Iterator[tuple[nn.Module, Any]]:
+    """Modules that are norms or activations as a whole, whatever functions they call."""
+    yield from ((module, follower.passed) for module in layer.passing)
+    yield from ((module, follower.activated) for module in layer.activations)
 
-    Inside, random numbers (dropout) begin at the seed, or go on as they would have.
+
+def on_call(module: nn.Module, told: Callable[[Arguments], None]) -> RemovableHandle:
+    """Tell of every call of a module, before it, until the handle is removed."""
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        told(Arguments(args, kwargs))
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+@contextlib.contextmanager
+def undisturbed(module: nn.Module, seed: int | None = 0) -> Iterator[None]:
+    """In training mode; afterwards modes, buffers and random state are as before.
+
+    A module in training whose parts are not all (frozen statistics) stays as it is. Inside, random
+    numbers (dropout) begin at the seed, or go on as they would have.
     """
-    training = network.training
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    device = next(network.parameters()).device
+    modes = [(part, part.training) for part in module.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    device = next(module.parameters()).device
     state = random_state(device)
-    network.train()
+    if not module.training:
+        module.train()
     if seed is not None:
         _seed(seed, device)
     try:
         yield
     finally:
         restore_random_state(state, device)
-        network.train(training)
-        for name, buffer in network.named_buffers():
-            buffer.copy_(buffers[name])
+        for part, mode in modes:
+            part.training = mode
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def _seed(seed: int, device: torch.device) -> None:

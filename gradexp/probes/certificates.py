@@ -8,100 +8,112 @@ net that really runs.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import singledispatch
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradexp.nn.activations import Activation
+from gradexp.nn.bounds import ROUNDING, Bounds
 from gradexp.nn.network import Block, Layer, Network
+from gradexp.nn.observed import Observed
 
-ROUNDING = 2.0**-24  # relative error of one float32 operation
-LARGEST = torch.finfo(torch.float32).max
+Found: TypeAlias = dict[int, Tensor]
+"""Units proved inactive, bool [units], by the id of their layer's weight."""
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """Lower and upper bound of each value, float64 [1, units, ...]."""
-
-    low: Tensor
-    high: Tensor
-
-    def widened(self, error: Tensor) -> Bounds:
-        """Both bounds moved outward, and kept within what a finite float32 can be."""
-        return Bounds(
-            (self.low - error).clamp(min=-LARGEST), (self.high + error).clamp(max=LARGEST)
-        )
-
-    def scaled(self, factor: Tensor | float) -> Bounds:
-        """The bounds of factor * value."""
-        ends = self.low * factor, self.high * factor
-        return Bounds(torch.minimum(*ends), torch.maximum(*ends))
-
-    @property
-    def largest(self) -> Tensor:
-        """The largest magnitude each value can have."""
-        return torch.maximum(self.low.abs(), self.high.abs())
+class UnknownModule(Exception):  # noqa: N818  no error: there is no rule for this module
+    """Nothing can be said of what a module returns."""
 
 
 @torch.no_grad()
 def certified_units(
-    network: Network, shape: tuple[int, int, int], low: Tensor, high: Tensor
-) -> list[Tensor]:
+    module: nn.Module, layers: Sequence[Observed], low: Tensor, high: Tensor
+) -> list[Tensor | None]:
     """For each layer the units proved inactive for every valid input: bool [units], on the CPU.
 
+    None for a layer of which nothing can be said: its activation is flat nowhere, or no rule is
+    known for a module on the way to it.
+
     Args:
-        network: the net, on any device.
-        shape: input shape (C, H, W).
-        low: least value of a valid input, per channel [C].
-        high: largest value of a valid input, per channel [C].
+        module: the net, on any device.
+        layers: its layers.
+        low: least value of a valid input, [1, ...] as the module takes one.
+        high: largest value of a valid input, alike.
     """
-    if not any(layer.facts.flat for layer in network.layers()):
-        return [torch.zeros(layer.spec.outputs, dtype=torch.bool) for layer in network.layers()]
-    found: list[Tensor] = []
-    bounds = Bounds(
-        *(end.double().cpu().view(1, -1, 1, 1).expand(1, *shape) for end in (low, high))
-    )
+    found: Found = {}
+    if any(layer.flat for layer in layers):
+        with contextlib.suppress(UnknownModule):
+            _through(module, Bounds(low.double().cpu(), high.double().cpu()), found)
+    return [found.get(id(layer.weights[0])) for layer in layers]
+
+
+@singledispatch
+def _through(module: nn.Module, bounds: Bounds, found: Found) -> Bounds:
+    """What a module's output can be, given what its input can be; notes what that proves."""
+    raise UnknownModule(type(module).__name__)
+
+
+@_through.register
+def _(network: Network, bounds: Bounds, found: Found) -> Bounds:
     if not network.spatial:
         bounds = Bounds(bounds.low.flatten(1), bounds.high.flatten(1))
     for block in network.blocks:
-        assert isinstance(block, Block)  # noqa: S101  tells the type checker what Sequential holds
-        bounds = _through_block(block, bounds, found)
+        bounds = _through(block, bounds, found)
     if network.spatial:
         bounds = _through_average(bounds)
-    _through_layer(network.readout, bounds, found)
-    return found
+    return _through(network.readout, bounds, found)
 
 
-def _through_block(block: Block, inputs: Bounds, found: list[Tensor]) -> Bounds:
+@_through.register
+def _(block: Block, inputs: Bounds, found: Found) -> Bounds:
+    *first, last = block.layers
+    assert isinstance(last, Layer)  # noqa: S101  tells the type checker what Sequential holds
     bounds = inputs
-    for layer in block.layers:
-        assert isinstance(layer, Layer)  # noqa: S101  as above
-        bounds = _through_layer(layer, bounds, found)
-    if block.scale is not None:
-        bounds = _through_sum(inputs, bounds.scaled(block.scale))
-    return Bounds(block.pool(bounds.low), block.pool(bounds.high))
+    for layer in first:
+        bounds = _through(layer, bounds, found)
+    bounds = _through_stages(last, last.before, bounds, found)
+    if block.join is not None:
+        around = _through(block.projection, inputs, found) if block.projection else inputs
+        rule = getattr(block.join, "bounds", None)
+        bounds = rule(around, bounds) if rule else bounds.unknown
+    bounds = _through_stages(last, last.after, bounds, found)
+    if block.pool is not None:
+        bounds = Bounds(block.pool(bounds.low), block.pool(bounds.high))
+    return bounds
 
 
-def _through_sum(inputs: Bounds, branch: Bounds) -> Bounds:
-    """A shortcut; what is nowhere negative has a sum that is not, however it is rounded."""
-    error = 2 * ROUNDING * (inputs.largest + branch.largest)
-    wide = Bounds(inputs.low + branch.low, inputs.high + branch.high).widened(error)
-    never_below = (inputs.low >= 0) & (branch.low >= 0)
-    return Bounds(torch.where(never_below, wide.low.clamp(min=0), wide.low), wide.high)
+@_through.register
+def _(layer: Layer, inputs: Bounds, found: Found) -> Bounds:
+    return _through_stages(layer, layer.stages, inputs, found)
+
+
+def _through_stages(
+    layer: Layer, stages: Sequence[nn.Module], bounds: Bounds, found: Found
+) -> Bounds:
+    for stage in stages:
+        if stage is layer.map:
+            bounds = _through_map(layer, bounds)
+        elif stage is layer.norm:
+            bounds = _through_norm(stage, bounds)
+        elif stage is layer.activation:
+            assert layer.facts  # noqa: S101  it has an activation
+            if layer.facts.flat:
+                found[id(layer.weight)] = _inside_flat(bounds, layer.facts.flat)
+            bounds = _through_activation(layer.activation, layer.facts, bounds)
+        # Dropout does nothing at evaluation.
+    return bounds
 
 
 def _through_average(bounds: Bounds) -> Bounds:
     positions = bounds.low[0, 0].numel()
     error = (positions + 1) * ROUNDING * bounds.largest.mean((2, 3))
     return Bounds(bounds.low.mean((2, 3)), bounds.high.mean((2, 3))).widened(error)
-
-
-def _through_layer(layer: Layer, inputs: Bounds, found: list[Tensor]) -> Bounds:
-    pre = _through_norm(layer.norm, _through_map(layer, inputs))
-    found.append(_inside_flat(pre, layer.facts.flat))
-    return _through_activation(layer, pre)
 
 
 def _inside_flat(pre: Bounds, flat: tuple[tuple[float, float], ...]) -> Tensor:
@@ -167,7 +179,7 @@ def _through_norm(norm: nn.Module, bounds: Bounds) -> Bounds:
         return _through_batch_norm(norm, bounds)
     if isinstance(norm, nn.LayerNorm | nn.GroupNorm):
         return _through_layer_norm(norm, bounds)
-    return Bounds(torch.full_like(bounds.low, -LARGEST), torch.full_like(bounds.high, LARGEST))
+    return bounds.unknown
 
 
 def _per_unit(values: Tensor, like: Tensor) -> Tensor:
@@ -198,15 +210,16 @@ def _through_layer_norm(norm: nn.LayerNorm | nn.GroupNorm, bounds: Bounds) -> Bo
     return Bounds(shift - high, shift + high).widened(error)
 
 
-def _through_activation(layer: Layer, pre: Bounds) -> Bounds:
+def _through_activation(function: nn.Module, facts: Activation, pre: Bounds) -> Bounds:
     """Between its turns an activation is monotone: its range is found at ends and turns."""
-    function = layer.activation
+    if facts.turns is None:
+        return pre.unknown
     if layer.activation.state_dict():
         function = copy.deepcopy(function).double().cpu()
     points = [
         pre.low,
         pre.high,
-        *(pre.low.clamp(min=turn).minimum(pre.high) for turn in layer.facts.turns),
+        *(pre.low.clamp(min=turn).minimum(pre.high) for turn in facts.turns),
     ]
     values = torch.stack([function(point) for point in points])
     low, high = values.amin(0), values.amax(0)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gradexp.nn.network import Layer, Network
+from gradexp.errors import RunError
+from gradexp.nn.observed import Observed
 from gradexp.probes.capture import captured, undisturbed
-from gradexp.probes.looking import Row
+from gradexp.probes.looking import Row, called
 from gradexp.probes.steps import PER_LAYER, SCALARS, StepValues
 
 Kind = Literal["weight", "activation", "loss", "gradient"]
 TOTAL = SCALARS.index("grad_norm")
 GRAD, WEIGHT = PER_LAYER.index("grad_norm"), PER_LAYER.index("weight_norm")
-FIGURES = slice(3, 8)  # of a row of `signal.csv`: means, deviations, and last pre_grad_norm
+ACTIVATION = ("pre_mean", "pre_std", "post_mean", "post_std")  # columns of `signal.csv`
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,18 @@ class NonFinite:
         """In plain words."""
         where = f" of {self.layer}" if self.layer else ""
         return f"the {self.tensor}{where} is the first that is not finite, at step {self.step}"
+
+
+class NonFiniteError(RunError):
+    """A watched step was stopped, since a value in it is not finite.
+
+    Attributes:
+        found: where it begins: step, layer and tensor.
+    """
+
+    def __init__(self, found: NonFinite) -> None:
+        super().__init__(f"{found.sentence()}; the update was not made")
+        self.found = found
 
 
 def first_bad_step(values: StepValues) -> int | None:
@@ -60,40 +74,46 @@ def locate_by_norms(values: StepValues, position: int, step: int, names: list[st
     return NonFinite(step, "gradient", None, None)
 
 
-def locate_by_forward(network: Network, inputs: Tensor, step: int, names: list[str]) -> NonFinite:
+def locate_by_forward(
+    module: nn.Module, layers: list[Observed], inputs: Any, step: int
+) -> NonFinite:
     """Name the culprit by repeating the forward pass of a step whose loss is not finite.
 
     The random state must be what it was before that step, so that dropout is the same.
     """
-    layers = network.layers()
-    with undisturbed(network, seed=None), captured(layers) as seen, torch.no_grad():
-        network(inputs)
+    with undisturbed(module, seed=None), torch.no_grad(), captured(layers, inputs) as seen:
+        called(module, inputs)
     activations = [
-        _finite(pre) and _finite(post) for pre, post in zip(seen.pre, seen.post, strict=True)
+        all(_finite(one) for call in calls for one in (call.pre, call.post)) for calls in seen.calls
     ]
-    return _by_layers(layers, activations, step, names) or NonFinite(step, "loss", None, None)
+    return _by_layers(layers, activations, step) or NonFinite(step, "loss", None, None)
 
 
-def locate_by_probe(
-    network: Network, signal: list[Row], step: int, names: list[str]
-) -> NonFinite | None:
+def locate_by_probe(layers: list[Observed], signal: list[Row], step: int) -> NonFinite | None:
     """Name the culprit from a probe's rows, if there is one.
 
     It sees what the norms of a step do not: an overflow that a flat activation hides.
     """
-    table = np.array([row[FIGURES] for row in signal], dtype=float)
-    finite = np.isfinite(table)
-    found = _by_layers(network.layers(), finite[:, :-1].all(1).tolist(), step, names)
-    if found is None and not finite[:, -1].all():
-        return _found(step, "gradient", int(np.flatnonzero(~finite[:, -1])[-1]), names)
+    activations = [all(_finite_cell(row.get(name)) for name in ACTIVATION) for row in signal]
+    gradients = np.array([_finite_cell(row.get("pre_grad_norm")) for row in signal])
+    found = _by_layers(layers, activations, step)
+    if found is None and not gradients.all():
+        names = [layer.name for layer in layers]
+        return _found(step, "gradient", int(np.flatnonzero(~gradients)[-1]), names)
     return found
 
 
+def _finite_cell(value: object) -> bool:
+    """An empty cell is not a value that is not finite."""
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _by_layers(
-    layers: list[Layer], activations: list[bool], step: int, names: list[str]
+    layers: list[Observed], activations: list[bool], step: int
 ) -> NonFinite | None:
     """The first layer with a parameter, else with an activation, that is not finite."""
-    weights = [all(_finite(one) for one in layer.parameters()) for layer in layers]
+    names = [layer.name for layer in layers]
+    weights = [all(_finite(one) for one in layer.tensors) for layer in layers]
     checks: list[tuple[Kind, list[bool]]] = [("weight", weights), ("activation", activations)]
     for kind, finite in checks:
         if not all(finite):

@@ -1,15 +1,14 @@
-"""Reductions that keep tiny and huge values: the ones that float32 arithmetic loses."""
+"""Means and deviations that keep tiny and huge values: the ones that float32 arithmetic loses."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from gradexp.nn.flat import LONGEST_ROW
+from gradexp.optim.rows import all_safe, row_length, row_norms
 
-# Squares of entries below 1e-22 underflow float32. Under a norm of 1e-15 such entries could count;
-# above it they cannot. Squares of entries above 1e18 overflow.
-SAFE = (1e-15, 1e18)
+__all__ = ["Moments", "in_rows", "row_norms", "wide"]
+
 KEPT = 0.5  # share of a sum that a subtraction must leave for its digits to be trusted
 PART = 2**17  # values at a time: their float64 copies stay in the processor's cache
 
@@ -19,56 +18,9 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def row_norms(rows: Tensor) -> Tensor:
-    """L2 norms over the last axis, float64 or float32, right for entries down to 1e-38.
-
-    No host sync on CUDA. On the CPU, where looking costs nothing, float32 sums serve unless the
-    squares of a row may have left their range; then float64 sums do. Rows should be short: over
-    many thousands of values float32 sums drift.
-    """
-    return ROW_NORMS.get(rows.device.type, double_row_norms)(rows)
-
-
 def in_rows(values: Tensor) -> Tensor:
     """[series, n, ...] as rows of moderate length: [series, rows, row length]."""
-    length = values[0, 0].numel()
-    while length > LONGEST_ROW and length % 2 == 0:
-        length //= 2
-    return values.reshape(len(values), -1, length)
-
-
-def double_row_norms(rows: Tensor) -> Tensor:
-    """Norms of the rows in float64."""
-    measured: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
-    return measured
-
-
-def guarded_row_norms(rows: Tensor) -> Tensor:
-    """Norms of the rows in float32, and in float64 where those are in doubt."""
-    single: Tensor = torch.linalg.vector_norm(rows, dim=-1)
-    if all_safe(single):
-        return single
-    result = single.double()
-    doubtful = ~((single > SAFE[0]) & (single < SAFE[1]))
-    result[doubtful] = double_row_norms(rows[doubtful])
-    return result
-
-
-def all_safe(norms: Tensor) -> bool:
-    """Whether norms measured in float32 can be trusted, all of them."""
-    low, high = norms.aminmax()
-    return low.item() > SAFE[0] and high.item() < SAFE[1]
-
-
-def scaled_row_norms(rows: Tensor) -> Tensor:
-    """Norms of the rows in float32, each row first divided by its largest entry."""
-    largest = rows.abs().amax(-1, keepdim=True)
-    largest = torch.where(largest > 0, largest, 1.0)
-    scaled: Tensor = torch.linalg.vector_norm(rows / largest, dim=-1)
-    return scaled * largest[..., 0]
-
-
-ROW_NORMS = {"cpu": guarded_row_norms, "mps": scaled_row_norms}
+    return values.reshape(len(values), -1, row_length(values[0, 0].numel()))
 
 
 class Moments:

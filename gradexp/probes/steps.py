@@ -6,18 +6,22 @@ for a figure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradexp.nn.flat import Flat
-from gradexp.nn.network import Network
-from gradexp.probes.numbers import row_norms
+from gradexp.nn.observed import Observed
+from gradexp.optim.parameters import Parameters
+from gradexp.records.files import field_text
+from gradexp.records.tables import GRADIENTS
+
+KEYS = ("step", "layer_index", "layer")
 
 SCALARS = ("loss", "accuracy", "grad_norm", "clip_coefficient")
+FIGURES = tuple(name for name in GRADIENTS.column_names if name not in KEYS)
 PER_LAYER = ("grad_norm", "clipped_grad_norm", "bias_grad_norm", "weight_norm", "update_norm")
 
 
@@ -29,18 +33,33 @@ class StepValues:
         scalars: [steps, 4] float64, in the order of `SCALARS`.
         layers: [steps, 5, layers] float64, in the order of `PER_LAYER`.
         updates: how many of the steps, from the first, ended in an update.
+        classified: whether accuracies were measured.
     """
 
     scalars: np.ndarray
     layers: np.ndarray
     updates: int
+    classified: bool = True
 
     def __len__(self) -> int:
         return len(self.scalars)
 
     def ended_before_update(self, position: int) -> StepValues:
         """The steps up to that one, whose own update has been taken back."""
-        return StepValues(self.scalars[: position + 1], self.layers[: position + 1], position)
+        return replace(
+            self,
+            scalars=self.scalars[: position + 1],
+            layers=self.layers[: position + 1],
+            updates=position,
+        )
+
+    def rows(self) -> list[dict[str, float]]:
+        """The scalars of each step by column; without an accuracy where none was measured."""
+        rows = [dict(zip(SCALARS, row, strict=True)) for row in self.scalars.tolist()]
+        if not self.classified:
+            for row in rows:
+                del row["accuracy"]
+        return rows
 
     @property
     def loss(self) -> np.ndarray:
@@ -51,24 +70,24 @@ class StepValues:
 
 @dataclass
 class Measured:
-    """One step's figures, still on the device; norms are those of rows, see `Flat`.
+    """One step's figures, still on the device; norms are those of pieces, see `Parameters`.
 
     Attributes:
-        loss: 0-d.
-        predicted: classes [n].
-        targets: true classes [n].
         raw: norms of the gradients as the backward pass left them.
         weights: of the weights before the update.
+        loss: 0-d; None until it is known.
+        predicted: classes [n]; None where they are not known.
+        targets: true classes [n], alike.
         unclipped: of the gradients when L1 was added; else None.
         clipped: of the gradients when they were changed for good; else None.
         changes: of how far the update moved the weights; None without an update.
     """
 
-    loss: Tensor
-    predicted: Tensor
-    targets: Tensor
     raw: Tensor
     weights: Tensor
+    loss: Tensor | None = None
+    predicted: Tensor | None = None
+    targets: Tensor | None = None
     unclipped: Tensor | None = None
     clipped: Tensor | None = None
     changes: Tensor | None = None
@@ -83,12 +102,11 @@ class StepProbe:
     from its figures is computed for many steps at once in `take`.
     """
 
-    def __init__(self, network: Network, flat: Flat) -> None:
-        layers = network.layers()
-        self._flat = flat
-        self._layers = len(layers)
-        self._bias_at = [index for index, layer in enumerate(layers) if layer.bias is not None]
-        self._first_rows = flat.rows.first[:-1]
+    def __init__(self, layers: Sequence[Observed], parameters: Parameters) -> None:
+        self._parameters = parameters
+        at = {id(one): index for index, one in enumerate(parameters.tensors)}
+        self._weights_of = _membership([layer.weights for layer in layers], at)
+        self._biases_of = _membership([layer.biases for layer in layers], at)
         self._steps: list[Measured] = []
 
     @property
@@ -100,24 +118,42 @@ class StepProbe:
         )
         return total
 
-    def gradients(self, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+    def gradients(
+        self, loss: Tensor, predicted: Tensor | None = None, targets: Tensor | None = None
+    ) -> None:
         """Measure gradients and weights after the backward pass."""
-        raw, weights = row_norms(self._flat.gradients), row_norms(self._flat.weight_values)
-        self._flat.remember_weights()
-        predicted = logits.detach().argmax(1)
-        self._steps.append(Measured(loss.detach(), predicted, targets, raw, weights))
+        self.begin(self._parameters.gradient_norms())
+        now = self._steps[-1]
+        now.loss, now.predicted, now.targets = loss.detach(), predicted, targets
+
+    def begin(self, raw: Tensor) -> None:
+        """A step of which so far only the gradients were measured: now the weights are."""
+        weights = self._parameters.weight_norms()
+        self._parameters.remember()
+        self._steps.append(Measured(raw, weights))
+
+    @property
+    def now(self) -> Measured:
+        """The newest step."""
+        return self._steps[-1]
 
     def regularized(self) -> None:
         """Measure what will be clipped, L1 added."""
-        self._steps[-1].unclipped = row_norms(self._flat.gradients)
+        self._steps[-1].unclipped = self._parameters.gradient_norms()
 
-    def clipped(self) -> None:
-        """Measure again what the optimizer will get."""
-        self._steps[-1].clipped = row_norms(self._flat.gradients)
+    def clipped(self, scale: Tensor | None = None) -> None:
+        """Measure again what the optimizer will get; it divides by the scale, where there is one."""
+        norms = self._parameters.gradient_norms()
+        self._steps[-1].clipped = norms if scale is None else norms / scale
 
     def updated(self) -> None:
         """Measure how far the weights have moved since `gradients`."""
-        self._steps[-1].changes = row_norms(self._flat.weight_change())
+        self._steps[-1].changes = self._parameters.change_norms()
+
+    def gradient_norms_of(self, raw: Tensor) -> np.ndarray:
+        """From norms of pieces to those of each layer's weight gradient, [layers]."""
+        norms: np.ndarray = np.sqrt(_together(self._by_tensor([raw]), self._weights_of))[0]
+        return norms
 
     def take(self) -> StepValues:
         """Move the collected steps, at least one, to the host and begin anew."""
@@ -126,51 +162,76 @@ class StepProbe:
         unclipped = self._measured_or([step.unclipped for step in steps], raw)
         clipped = self._measured_or([step.clipped for step in steps], unclipped)
         weights = self._by_tensor([step.weights for step in steps])
-        changes = np.full_like(weights, np.nan)
         moved = [step.changes for step in steps if step.changes is not None]
+        changes = np.full_like(weights, np.nan)
         if moved:
             changes[: len(moved)] = self._by_tensor(moved)
-        gradients = raw[:, : self._layers], clipped[:, : self._layers], self._biases(raw)
-        return StepValues(
-            self._scalars(steps, raw, unclipped, clipped),
-            np.stack((*gradients, weights, changes), 1),
-            len(moved),
+        layers = (
+            _together(raw, self._weights_of),
+            _together(clipped, self._weights_of),
+            _together(raw, self._biases_of),
+            _together(weights, self._weights_of),
+            _together(changes, self._weights_of),
         )
+        scalars = self._scalars(steps, raw, unclipped, clipped)
+        classified = all(step.predicted is not None for step in steps)
+        return StepValues(scalars, np.sqrt(np.stack(layers, 1)), len(moved), classified)
 
     def _measured_or(self, rows: list[Tensor | None], otherwise: np.ndarray) -> np.ndarray:
-        """Norms of gradients that were changed within the steps; or what they were before."""
-        measured = [one for one in rows if one is not None]
-        return self._by_tensor(measured) if measured else otherwise
+        """Squares of gradients that were changed within the steps; or what they were before."""
+        if all(one is None for one in rows):
+            return otherwise
+        found = otherwise.copy()
+        measured = [index for index, one in enumerate(rows) if one is not None]
+        found[measured] = self._by_tensor([one for one in rows if one is not None])
+        return found
 
     def _by_tensor(self, rows: list[Tensor]) -> np.ndarray:
-        """From norms of rows to norms of the first tensors that fill them, [steps, tensors]."""
+        """From norms of pieces to squares of norms of tensors, [steps, tensors]."""
         if len({one.dtype for one in rows}) > 1:
             rows = [one.double() for one in rows]
         squares = np.square(torch.stack(rows).cpu().double().numpy())
-        first = self._first_rows[self._first_rows < squares.shape[1]]
-        norms: np.ndarray = np.sqrt(np.add.reduceat(squares, first, axis=1))
-        return norms
-
-    def _biases(self, raw: np.ndarray) -> np.ndarray:
-        """Norms of the biases' gradients [steps, layers]; NaN for a layer without."""
-        biases = np.full((len(raw), self._layers), np.nan)
-        biases[:, self._bias_at] = raw[:, self._layers :][:, : len(self._bias_at)]
-        return biases
+        return self._parameters.by_tensor(squares)
 
     @staticmethod
     def _scalars(
         steps: list[Measured], raw: np.ndarray, unclipped: np.ndarray, clipped: np.ndarray
     ) -> np.ndarray:
         """The columns of `SCALARS`, [steps, 4] float64."""
-        loss = torch.stack([step.loss for step in steps]).cpu().double().numpy()
-        right = torch.stack([step.predicted for step in steps]) == torch.stack(
-            [step.targets for step in steps]
-        )
-        accuracy = right.cpu().numpy().mean(1)
-        total, before, after = (np.linalg.norm(one, axis=1) for one in (raw, unclipped, clipped))
+        loss = torch.stack([step.loss for step in steps if step.loss is not None])
+        total, before, after = (np.sqrt(one.sum(1)) for one in (raw, unclipped, clipped))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = np.where(before == 0, 1.0, after / before)
-        return np.stack((loss, accuracy, total, ratio), 1)
+        return np.stack((loss.cpu().double().numpy(), _accuracy(steps), total, ratio), 1)
+
+
+def _accuracy(steps: Sequence[Measured]) -> np.ndarray:
+    """Share of each batch that was classified right, [steps]; nan where that was not measured."""
+    predicted = [step.predicted for step in steps if step.predicted is not None]
+    targets = [step.targets for step in steps if step.targets is not None]
+    if len(predicted) < len(steps):
+        return np.full(len(steps), np.nan)
+    if len({len(one) for one in targets}) > 1:  # a last batch may be smaller
+        pairs = zip(predicted, targets, strict=True)
+        return torch.stack([(one == true).double().mean() for one, true in pairs]).cpu().numpy()
+    accuracy: np.ndarray = (torch.stack(predicted) == torch.stack(targets)).cpu().numpy().mean(1)
+    return accuracy
+
+
+def _membership(
+    of_layers: Sequence[Sequence[Tensor]], at: Mapping[int, int]
+) -> list[list[int]]:
+    """Of each layer, the positions of its tensors."""
+    return [[at[id(one)] for one in tensors] for tensors in of_layers]
+
+
+def _together(squares: np.ndarray, members: Sequence[Sequence[int]]) -> np.ndarray:
+    """Sums over the tensors of each layer, [steps, layers]; nan for a layer that has none."""
+    found = np.full((len(squares), len(members)), np.nan)
+    for layer, tensors in enumerate(members):
+        if tensors:
+            found[:, layer] = squares[:, tensors].sum(1)
+    return found
 
 
 @dataclass(frozen=True)
@@ -182,23 +243,33 @@ class LayerNorms:
     updated: bool
 
 
-def gradient_lines(steps: Sequence[LayerNorms], names: list[str], has_bias: list[bool]) -> str:
+def gradient_lines(steps: Sequence[LayerNorms], layers: Sequence[Observed]) -> str:
     """Rows of `gradients.csv` as text.
 
     One template for all of them: formatting is the larger part of the cost of a small step.
     """
-    templates = {updated: _template(names, has_bias, updated) for updated in (True, False)}
-    table = np.empty((len(steps), len(names), 1 + len(PER_LAYER)))
+    templates = {updated: _template(layers, updated=updated) for updated in (True, False)}
+    order = [PER_LAYER.index(name) for name in FIGURES]
+    table = np.empty((len(steps), len(layers), 1 + len(order)))
     for cells, one in zip(table, steps, strict=True):
-        cells[:, 0], cells[:, 1:] = one.step, one.values.T
+        cells[:, 0], cells[:, 1:] = one.step, one.values[order].T
     lines = "".join([templates[one.updated] for one in steps])
     return lines % tuple(table.ravel().tolist())
 
 
-def _template(names: list[str], has_bias: list[bool], updated: bool) -> str:
-    number, none = "%.9g", "%.0s"
-    return "".join(
-        f"%d,{index},{name.replace('%', '%%')},{number},{number},{number if bias else none},"
-        f"{number},{number if updated else none}\n"
-        for index, (name, bias) in enumerate(zip(names, has_bias, strict=True), start=1)
-    )
+def _template(layers: Sequence[Observed], *, updated: bool) -> str:
+    """One step's lines; what a layer does not have is an empty cell."""
+    lines = []
+    for index, layer in enumerate(layers, start=1):
+        trained = any(one.requires_grad for one in layer.weights)
+        has = {
+            "grad_norm": trained,
+            "clipped_grad_norm": trained,
+            "bias_grad_norm": any(one.requires_grad for one in layer.biases),
+            "weight_norm": True,
+            "update_norm": updated,
+        }
+        cells = ["%.9g" if has[name] else "%.0s" for name in FIGURES]
+        name = field_text(layer.name).replace("%", "%%")
+        lines.append(",".join(["%d", str(index), name, *cells]) + "\n")
+    return "".join(lines)

@@ -2,76 +2,149 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradexp.nn.network import Layer
-from gradexp.probes.numbers import in_rows
+from gradexp.nn.observed import Observed
+from gradexp.probes.activity import counts, others_than_units
+from gradexp.probes.registry import PROBES, Look, Probe, Stack
+from gradexp.records.tables import UNITS, Value
 
 Event = tuple[int, str]
 """A unit of the layer (from 0) and what happened to it."""
 
+EMPTY_BELOW = 1e-3
 
-def inactive(pre: Tensor, flat: tuple[tuple[float, float], ...]) -> Tensor:
-    """1 where pre lies in a flat interval: the derivative is exactly 0; else 0, and 0 for NaN.
 
-    In the type of pre: comparing into floats takes a quarter of the time of comparing into bools.
+@PROBES.register("units", source="Lu et al. 2019")
+def units() -> Probe:
+    """Dead, born dead, died, revived and certified units; units and weights without gradient."""
+    return Units()
+
+
+class Units(Probe):
+    """Counts of dead units, with the ledger that remembers them from probe to probe.
+
+    Attributes:
+        ledger: what is remembered.
+        events: of the last probe, by layer (from 0).
     """
-    if not flat:
-        return torch.zeros_like(pre)
-    return functools.reduce(torch.maximum, [_within(pre, *interval) for interval in flat])
+
+    table = "units"
+    columns = [
+        column
+        for column in UNITS.columns
+        if column.name not in {"step", "layer_index", "layer", "zero_grad_fraction"}
+    ]
+
+    def __init__(self) -> None:
+        self.ledger = UnitLedger()
+        self.events: dict[int, list[Event]] = {}
+
+    def begin(self, look: Look) -> None:
+        """Forget the last probe, but not the ledger."""
+        self._look = look
+        self._activity: dict[tuple[int, ...], Activity] = {}
+
+    def add(self, stack: Stack) -> None:
+        """Take in a batch."""
+        key = tuple(stack.indices)
+        if key not in self._activity:
+            self._activity[key] = Activity(stack)
+        self._activity[key].add(stack)
+
+    def rows(self) -> list[Mapping[str, Value]]:
+        """Book what was seen; counts of dead units are empty where nothing is flat."""
+        self.events = {}
+        found: list[dict[str, Value]] = [self._always(layer) for layer in self._look.layers]
+        for indices, activity in self._activity.items():
+            for index, seen in zip(indices, activity.seen(), strict=True):
+                found[index] |= self._book(index, seen)
+        return list(found)
+
+    @staticmethod
+    def _always(layer: Observed) -> dict[str, Value]:
+        return {"units": layer.units, "empty_kernels": empty_kernels(layer)}
+
+    def _book(self, index: int, seen: Seen) -> dict[str, Value]:
+        row: dict[str, Value] = {"no_grad_units": seen.without_gradient}
+        if not self._look.layers[index].flat:
+            return row
+        certified = self._look.certified[index]
+        known = torch.zeros_like(seen.dead) if certified is None else certified
+        booked, self.events[index] = self.ledger.enter(index + 1, seen.dead, seen.finite, known)
+        row |= vars(booked) | {"inactive_fraction": seen.inactive_fraction}
+        return row | ({"certified_dead": None} if certified is None else {})
+
+    def state(self) -> Any:
+        """The ledger."""
+        return self.ledger.state()
+
+    def load(self, state: Any) -> None:
+        """Go on with a ledger."""
+        self.ledger.load(state)
 
 
-def _within(pre: Tensor, low: float, high: float) -> Tensor:
-    """Infinite ends need no comparison."""
-    if high == math.inf:
-        return torch.ge(pre, low, out=torch.empty_like(pre))
-    mask = torch.le(pre, high, out=torch.empty_like(pre))
-    return mask if low == -math.inf else mask.mul_(pre >= low)
+@dataclass(frozen=True)
+class Seen:
+    """What a probe has seen of one layer's units.
 
-
-def counts(mask: Tensor) -> Tensor:
-    """How many entries of each layer are 1, the others 0: [layers, n, ...] to int64 [layers].
-
-    Sums of a row are exact in float32.
+    Attributes:
+        dead: inactive on everything, bool [units] on the CPU.
+        finite: all of pre was finite, alike.
+        inactive_fraction: share of all values that were inactive.
+        without_gradient: units whose dLoss/dpre was exactly 0 on everything; None where it is not
+            known.
     """
-    return in_rows(mask).sum(2).long().sum(1)
+
+    dead: Tensor
+    finite: Tensor
+    inactive_fraction: float
+    without_gradient: int | None
 
 
 class Activity:
-    """Over the batches of one probe: is each unit inactive on everything it saw?
+    """Over the batches of one probe, for layers of one shape: is each unit ever active?"""
 
-    Attributes:
-        always_inactive: bool [layers, units].
-        finite: whether all of its pre was finite, bool [layers, units].
-        inactive: how many values were inactive, int64 [layers].
-    """
+    def __init__(self, stack: Stack) -> None:
+        shape, device = (stack.pre.shape[0], stack.pre.shape[2]), stack.pre.device
+        self._always_inactive = torch.ones(shape, dtype=torch.bool, device=device)
+        self._finite = torch.ones(shape, dtype=torch.bool, device=device)
+        self._untouched: Tensor | None = torch.ones(shape, dtype=torch.bool, device=device)
+        self._inactive = torch.zeros(len(stack.indices), dtype=torch.int64, device=device)
+        self._values = 0
 
-    def __init__(self, layers: int, layer: Layer) -> None:
-        self._flat = layer.facts.flat
-        shape, device = (layers, layer.spec.outputs), layer.weight.device
-        self.always_inactive = torch.ones(shape, dtype=torch.bool, device=device)
-        self.finite = torch.ones(shape, dtype=torch.bool, device=device)
-        self.inactive = torch.zeros(layers, dtype=torch.int64, device=device)
-
-    def add(self, pre: Tensor, *, surely_finite: bool) -> None:
-        """Take in pre of a batch, [layers, n, units, ...]; values not finite are not inactive."""
-        if not self._flat:
+    def add(self, stack: Stack) -> None:
+        """Take in a batch; values that are not finite are not inactive."""
+        self._values += stack.pre[0].numel()
+        others = others_than_units(stack.pre)
+        if stack.pre_grad is None:
+            self._untouched = None
+        elif self._untouched is not None:
+            self._untouched &= stack.pre_grad.abs().amax(dim=others) == 0
+        if not stack.layer.flat:
             return
-        others = [axis for axis in range(pre.dim()) if axis not in {0, 2}]
-        mask = inactive(pre, self._flat)
-        if not surely_finite:
-            finite = torch.isfinite(pre)
-            mask.mul_(finite)
-            self.finite &= finite.view(torch.uint8).amin(dim=others).bool()
-        self.always_inactive &= mask.amin(dim=others).bool()
-        self.inactive += counts(mask)
+        mask = stack.inactive
+        if stack.finite is not None:
+            self._finite &= stack.finite.view(torch.uint8).amin(dim=others).bool()
+        self._always_inactive &= mask.amin(dim=others).bool()
+        self._inactive += counts(mask)
+
+    def seen(self) -> list[Seen]:
+        """What was seen of each layer."""
+        none = [None] * len(self._inactive)
+        untouched = none if self._untouched is None else self._untouched.sum(1).tolist()
+        shares = [count / self._values for count in self._inactive.tolist()]
+        return [
+            Seen(*one)
+            for one in zip(
+                self._always_inactive.cpu(), self._finite.cpu(), shares, untouched, strict=True
+            )
+        ]
 
 
 @dataclass
@@ -144,9 +217,10 @@ def _events(masks: dict[str, Tensor]) -> Iterator[Event]:
             yield unit, name
 
 
-def empty_kernels(layer: Layer) -> int | None:
+def empty_kernels(layer: Observed) -> int | None:
     """Depthwise kernels with an L2 norm below 1e-3 of the layer's median; None for other layers."""
-    if layer.spec.kind != "depthwise":
+    if layer.kind != "depthwise" or len(layer.weights) > 1:
         return None
-    lengths = torch.linalg.vector_norm(layer.weight.detach().flatten(1).cpu().double(), dim=1)
-    return int((lengths < 1e-3 * lengths.median()).sum())
+    weight = layer.weights[0].detach()
+    lengths = torch.linalg.vector_norm(weight.flatten(1).cpu().double(), dim=1)
+    return int((lengths < EMPTY_BELOW * lengths.median()).sum())

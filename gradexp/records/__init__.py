@@ -2,7 +2,7 @@
 
 from gradexp.records.files import TableWriter, read_json, read_table, write_atomically, write_json
 from gradexp.records.run_dir import DIVERGED, DONE, FAILED, FINISHED, RUNNING, RunDir, lock_file
-from gradexp.records.tables import TABLES, Column, Table
+from gradexp.records.tables import TABLES, Column, Table, Value
 
 __all__ = [
     "DIVERGED",
@@ -15,6 +15,7 @@ __all__ = [
     "RunDir",
     "Table",
     "TableWriter",
+    "Value",
     "lock_file",
     "read_json",
     "read_table",

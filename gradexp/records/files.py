@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from gradexp.errors import RunError
-from gradexp.records.tables import Column, Table
-
-Cell = int | float | str | None
+from gradexp.records.tables import Column, Table, Value
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -65,6 +63,7 @@ class TableWriter:
 
     def __init__(self, path: Path, table: Table, offset: int = 0) -> None:
         self.path = path
+        self._table = table
         try:
             # Unbuffered: what could not be written must not be tried again when the file closes.
             self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
@@ -75,9 +74,14 @@ class TableWriter:
         if offset == 0:
             self._write(",".join(table.column_names) + "\n")
 
-    def append(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Add rows in the order of the table's columns; None is an empty cell."""
-        self._write("".join([",".join(map(_text, row)) + "\n" for row in rows]))
+    def append(self, rows: Iterable[Mapping[str, Value]]) -> None:
+        """Add rows by column; None, or a column left out, is an empty field.
+
+        Raises:
+            RunError: the table has no such column, or needs one that is missing.
+        """
+        cells = self._table.cells
+        self._write("".join([",".join(map(field_text, cells(row))) + "\n" for row in rows]))
 
     def append_text(self, lines: str) -> None:
         """Add rows that are formatted already, each line closed."""
@@ -108,19 +112,25 @@ class TableWriter:
 NUMBER = "%.9g"  # nine digits bring every float32 back exactly
 
 
-def _text(value: Cell) -> str:
+def field_text(value: Value) -> str:
+    """A value as a CSV field."""
     if value is None:
         return ""
     if isinstance(value, float):
         return NUMBER % value
-    return str(value)
+    text = str(value)
+    if any(mark in text for mark in ',"\n\r'):
+        return '"' + text.replace('"', '""') + '"'
+    return text
 
 
 def read_table(path: Path, table: Table) -> pd.DataFrame:
     """One table as a frame with the dictionary's columns and types.
 
     A missing file is an empty frame; a last line cut short by a kill is left out. `nan` and `inf`
-    stay what they are, empty cells become missing values.
+    stay what they are, empty cells become missing values. A column that the file does not have is
+    empty; one that the dictionary does not have, a probe's of somebody's own, comes last, as a
+    number.
     """
     try:
         content = path.read_bytes()
@@ -131,17 +141,36 @@ def read_table(path: Path, table: Table) -> pd.DataFrame:
     complete = content[: content.rfind(b"\n") + 1]
     if not complete:
         complete = (",".join(table.column_names) + "\n").encode()
+    header = complete[: complete.index(b"\n")].decode("utf-8", "replace").split(",")
+    columns = {column.name: column for column in table.columns}
     try:
-        return pd.read_csv(
+        frame = pd.read_csv(
             io.BytesIO(complete),
-            dtype={column.name: _pandas_dtype(column) for column in table.columns},
+            dtype={
+                name: _pandas_dtype(columns[name]) if name in columns else "float64"
+                for name in header
+            },
             keep_default_na=False,
             na_values={
-                column.name: ["", "nan"] for column in table.columns if column.dtype != "text"
+                name: ["", "nan"]
+                for name in header
+                if name not in columns or columns[name].dtype != "text"
             },
         )
     except ValueError as error:
         raise RunError(f"{path}: is damaged: {error}") from error
+    return _with_missing(frame, table)
+
+
+def _with_missing(frame: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """The dictionary's columns, those of an older run's file that it lacks empty; then others."""
+    for column in table.columns:
+        if column.name not in frame:
+            kind = {"int": "Int64", "float": "float64", "text": "str"}[column.dtype]
+            empty = "" if column.dtype == "text" else None
+            frame[column.name] = pd.Series([empty] * len(frame), dtype=kind)
+    names = table.column_names
+    return frame[[*names, *(name for name in frame.columns if name not in names)]]
 
 
 def _pandas_dtype(column: Column) -> str:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from gradexp.errors import RunError
-from gradexp.records.files import TableWriter, read_json, read_table, write_json
-from gradexp.records.tables import TABLES
+from gradexp.records.files import (
+    TableWriter,
+    read_json,
+    read_table,
+    write_atomically,
+    write_json,
+)
+from gradexp.records.tables import TABLES, Column
 
 RUNNING, FINISHED, DIVERGED, FAILED = "running", "finished", "diverged", "failed"
 DONE = (FINISHED, DIVERGED)
@@ -29,6 +35,7 @@ class RunDir:
         self.summary = path / "summary.json"
         self.evidence = path / "evidence.json"
         self.checkpoint = path / "checkpoint.pt"
+        self.traceback = path / "traceback.txt"
         self.lock = path / ".lock"
 
     @classmethod
@@ -38,6 +45,17 @@ class RunDir:
         if not run.manifest.is_file():
             raise RunError(f"{path}: is not a run directory (no {run.manifest.name})")
         return run
+
+    def make(self) -> None:
+        """Make the directory.
+
+        Raises:
+            RunError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     @property
     def name(self) -> str:
@@ -52,9 +70,14 @@ class RunDir:
         """The table of that name as a frame; empty when it was not written yet."""
         return read_table(self.table_path(table), TABLES[table])
 
-    def writer(self, table: str, offset: int = 0) -> TableWriter:
-        """A writer that continues the table of that name after `offset` bytes."""
-        return TableWriter(self.table_path(table), TABLES[table], offset)
+    def writer(
+        self, table: str, offset: int = 0, added: Sequence[Column] = ()
+    ) -> TableWriter:
+        """A writer that continues the table of that name after `offset` bytes.
+
+        `added` are columns of this run's own.
+        """
+        return TableWriter(self.table_path(table), TABLES[table].with_columns(added), offset)
 
     def read_manifest(self) -> dict[str, Any]:
         """Status, versions, device, threads, data fingerprint, times and outcome."""
@@ -63,6 +86,10 @@ class RunDir:
     def write_manifest(self, content: dict[str, Any]) -> None:
         """Replace the manifest."""
         write_json(self.manifest, content)
+
+    def write_traceback(self, text: str) -> None:
+        """Leave what an error of the program looked like."""
+        write_atomically(self.traceback, text.encode())
 
     def read_summary(self) -> dict[str, Any]:
         """Final figures; empty when the run has not ended."""

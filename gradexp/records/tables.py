@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+from gradexp.errors import RunError
 
 Dtype = Literal["int", "float", "text"]
+Value: TypeAlias = int | float | str | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,32 @@ class Table:
         """The header, in order."""
         return [column.name for column in self.columns]
 
+    def with_columns(self, added: Sequence[Column]) -> Table:
+        """This table with more columns at its end.
+
+        Raises:
+            RunError: one has the name of a column that is there already.
+        """
+        for column in added:
+            if column.name in self.column_names:
+                raise RunError(f"{self.name}: a column '{column.name}' is there already")
+        return replace(self, columns=(*self.columns, *added))
+
+    def cells(self, row: Mapping[str, Value]) -> list[Value]:
+        """A row in the order of the columns; what it lacks is empty.
+
+        Raises:
+            RunError: it has something that the dictionary does not, or lacks what it must have.
+        """
+        names = self.column_names
+        if unknown := [name for name in row if name not in names]:
+            raise RunError(f"{self.file_name}: no column '{unknown[0]}'; there are {names}")
+        cells = [row.get(name) for name in names]
+        for column, cell in zip(self.columns, cells, strict=True):
+            if cell is None and not column.optional:
+                raise RunError(f"{self.file_name}: a row without '{column.name}'")
+        return cells
+
     def column(self, name: str) -> Column:
         """The column of that name."""
         return next(column for column in self.columns if column.name == name)
@@ -66,6 +96,33 @@ LAYERS = Table(
         Column("parameters", "int", "trainable numbers of map, norm and activation", "numbers"),
         Column("activation", "text", "name of the activation; none where there is none"),
         Column("norm", "text", "name of the normalization; none where there is none"),
+        Column(
+            "flat",
+            "text",
+            "closed intervals of pre on which the activation's derivative is exactly 0, as "
+            "`low..high`, spaces between; empty where there is none",
+            "pre",
+        ),
+        Column(
+            "bounded",
+            "int",
+            "1 where the activation stays within limits on both sides, else 0; empty without one",
+            optional=True,
+        ),
+        Column(
+            "slope",
+            "float",
+            "derivative of a rectifier far left of 0; empty without activation",
+            "post / pre",
+            "He et al. 2015: the gain of kaiming inits",
+            optional=True,
+        ),
+        Column(
+            "init_std",
+            "float",
+            "standard deviation of the weights when observation began",
+            "weight",
+        ),
     ),
 )
 
@@ -79,14 +136,17 @@ GRADIENTS = Table(
         Column(
             "grad_norm",
             "float",
-            "L2 norm of dLoss/dWeight before clipping, loss = mean over the batch",
+            "L2 norm of dLoss/dWeight before clipping, loss = mean over the batch; empty where the "
+            "weights are frozen",
             "loss / weight",
+            optional=True,
         ),
         Column(
             "clipped_grad_norm",
             "float",
             "L2 norm of the weight gradient that the optimizer got: with L1 added and clipped",
             "loss / weight",
+            optional=True,
         ),
         Column(
             "bias_grad_norm",
@@ -113,10 +173,27 @@ SIGNAL = Table(
         STEP,
         LAYER_INDEX,
         LAYER,
-        Column("pre_mean", "float", "mean of the activation's input over examples and units"),
-        Column("pre_std", "float", "standard deviation of the activation's input, same reduction"),
-        Column("post_mean", "float", "mean of the activation's output over examples and units"),
-        Column("post_std", "float", "standard deviation of the activation's output"),
+        Column(
+            "pre_mean",
+            "float",
+            "mean of the activation's input over examples and units",
+            optional=True,
+        ),
+        Column(
+            "pre_std",
+            "float",
+            "standard deviation of the activation's input, same reduction",
+            optional=True,
+        ),
+        Column(
+            "post_mean",
+            "float",
+            "mean of the activation's output over examples and units",
+            optional=True,
+        ),
+        Column(
+            "post_std", "float", "standard deviation of the activation's output", optional=True
+        ),
         Column(
             "pre_grad_norm",
             "float",
@@ -124,6 +201,7 @@ SIGNAL = Table(
             "losses; under batch norm the gradient of the summed loss of the probe batch",
             "loss / pre",
             "Schoenholz et al. 2017: changes by sqrt(chi_1) per layer",
+            optional=True,
         ),
         Column(
             "saturated_fraction",
@@ -178,10 +256,20 @@ UNITS = Table(
             optional=True,
         ),
         Column(
+            "no_grad_units",
+            "int",
+            "units whose dLoss/dpre is exactly 0 on every probe example and position, whatever "
+            "the activation",
+            "units",
+            optional=True,
+        ),
+        Column(
             "zero_grad_fraction",
             "float",
-            "share of the layer's weights whose gradient is exactly 0 in every probe batch",
+            "share of the layer's weights whose gradient is exactly 0 in every probe batch; empty "
+            "where they are frozen or computed from other parameters",
             "fraction",
+            optional=True,
         ),
         Column(
             "empty_kernels",
@@ -212,8 +300,19 @@ STEPS = Table(
         STEP,
         Column("epoch", "int", "epoch of this step, from 1", "epochs"),
         Column("loss", "float", "mean cross-entropy over the training batch", "nats"),
-        Column("accuracy", "float", "share of the training batch classified right", "fraction"),
-        Column("lr", "float", "learning rate of this step"),
+        Column(
+            "accuracy",
+            "float",
+            "share of the training batch classified right; empty where it was not told",
+            "fraction",
+            optional=True,
+        ),
+        Column(
+            "lr",
+            "float",
+            "learning rate of this step; empty where no optimizer is known",
+            optional=True,
+        ),
         Column(
             "grad_norm",
             "float",
@@ -245,8 +344,14 @@ EPOCHS = Table(
         STEP,
         Column("train_loss", "float", "mean of the training batches' losses", "nats"),
         Column("train_accuracy", "float", "mean of the training batches' accuracies", "fraction"),
-        Column("test_loss", "float", "mean cross-entropy over the test set", "nats"),
-        Column("test_accuracy", "float", "share of the test set classified right", "fraction"),
+        Column("test_loss", "float", "mean cross-entropy over the test set", "nats", optional=True),
+        Column(
+            "test_accuracy",
+            "float",
+            "share of the test set classified right",
+            "fraction",
+            optional=True,
+        ),
         Column(
             "seconds", "float", "wall-clock time of the epoch, probes included", "s", timing=True
         ),

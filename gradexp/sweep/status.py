@@ -103,8 +103,7 @@ def _errors(found: SweepStatus) -> list[Text]:
         if row["status"] != FAILED:
             continue
         run = SweepDir(found.directory).run(row["run"])
-        traceback = run.path / "traceback.txt"
-        where = traceback if traceback.is_file() else run.path
+        where = run.traceback if run.traceback.is_file() else run.path
         texts.append(Text(f"\nfailed {row['run']}: {row['error']}\n  {where}", "red"))
     return texts
 

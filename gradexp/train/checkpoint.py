@@ -12,7 +12,7 @@ import torch
 from gradexp.records import RunDir, write_atomically
 
 State = dict[str, Any]
-FORMAT = 2  # of what a checkpoint holds
+FORMAT = 3  # of what a checkpoint holds
 
 
 class Checkpoints:

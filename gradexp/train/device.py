@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
-from typing import Any
 
 import torch
 
-import gradexp
 from gradexp.errors import ConfigError
 
 
@@ -34,19 +31,3 @@ def make_repeatable(device: torch.device) -> None:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """What a run's figures depend on beside its config, for the manifest."""
-    versions = {
-        "gradexp": gradexp.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    return {
-        "versions": versions,
-        "device": {"type": device.type, "name": name or platform.machine()},
-        "threads": torch.get_num_threads(),
-        "platform": platform.platform(),
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gradexp.config import Config
-from gradexp.data import Batches, Data, prepare, stream
-from gradexp.nn.flat import Flat
+from gradexp.data import Batches, Data, prepare, probe_examples, stream
 from gradexp.nn.network import Network, Parts, build
 from gradexp.optim import Elementwise, Update
+from gradexp.optim.parameters import Parameters, keep
+from gradexp.probes import PROBES, Prober, ProbeSet, Subject
 from gradexp.probes.capture import random_state, restore_random_state, undisturbed
+from gradexp.probes.certificates import certified_units
 from gradexp.probes.steps import StepProbe
 
 EVALUATION_BATCH = 1024
@@ -26,12 +29,14 @@ class Learner:
         self.device = device
         self.data = load_data(config, device)
         self.network = build_network(config).to(device)
+        self.layers = self.network.observed()
         self.batches = Batches(
             self.data, config.data.batch_size, config.data.augment.make(), config.seed
         )
-        self._flat = Flat(self.network)
-        self.step_probe = StepProbe(self.network, self._flat)
-        self._update = _update(config, self._flat)
+        weights = [one for layer in self.layers for one in layer.weights]
+        self._parameters = keep(weights, self.network.parameters())
+        self.step_probe = StepProbe(self.layers, self._parameters)
+        self._update = _update(config, self._parameters)
         self._schedule = config.train.schedule.make()
         self._clip = config.train.clip.make()
         self._l1 = config.train.l1
@@ -49,7 +54,7 @@ class Learner:
         logits = self.network(inputs)
         loss = F.cross_entropy(logits, targets)
         torch.autograd.backward(loss)
-        self.step_probe.gradients(loss, logits, targets)
+        self.step_probe.gradients(loss, logits.detach().argmax(1), targets)
         if self._l1 or self._clip:
             self._regularize_and_clip()
             self.step_probe.clipped()
@@ -57,24 +62,42 @@ class Learner:
     def _regularize_and_clip(self) -> None:
         """Add the L1 subgradient of the weights, then clip what came of it."""
         if self._l1:
-            self._flat.weight_gradients.add_(self._flat.weight_values.sign(), alpha=self._l1)
+            self._parameters.add_sign(self._l1)
             self.step_probe.regularized()
         if self._clip:
-            gradients = [one.grad for one in self._flat.parameters if one.grad is not None]
-            self._clip(gradients, self.step_probe.total_norm)
+            self._clip(self._parameters.gradients(), self.step_probe.total_norm)
 
     def step(self, step: int, total: int) -> None:
         """One optimizer update, measured."""
         self.observe(step)
         self._update(self.lr(step, total))
         self.step_probe.updated()
-        self._flat.clear()
+        self._parameters.clear()
 
     def observe_only(self) -> None:
         """Measure step 0 without an update; the net and its gradients are left as they were."""
         with undisturbed(self.network, seed=None):
             self.observe(0)
-        self._flat.clear()
+        self._parameters.clear()
+
+    def prober(self, examples: int | None, together: int) -> Prober:
+        """What looks at the net, at so many of the training examples (None: all of them).
+
+        `together` is how many of them go through the net at a time.
+        """
+        inputs, targets = probe_examples(self.data, examples)
+        low, high = (
+            end.view(1, -1, *[1] * (inputs.dim() - 2)).expand(1, *inputs.shape[1:])
+            for end in (self.data.low, self.data.high)
+        )
+        subject = Subject(
+            self.network,
+            self.layers,
+            partial(F.cross_entropy, reduction="sum"),
+            partial(certified_units, self.network, self.layers, low, high),
+        )
+        probes = [entry.make() for entry in PROBES]
+        return Prober(subject, ProbeSet(inputs, targets, together), probes)
 
     def wait(self) -> None:
         """Until the device has done what it was given: clocks need it, figures do not."""
@@ -104,7 +127,7 @@ class Learner:
         """A copy of all that the next step depends on, except its number."""
         state: dict[str, Any] = _copied(
             {
-                "parameters": self._flat.values,
+                "parameters": self._parameters.state(),
                 "buffers": list(self.network.buffers()),
                 "optimizer": self._update.optimizer.state_dict(),
                 "random": random_state(self.device),
@@ -114,11 +137,11 @@ class Learner:
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self._flat.values.copy_(state["parameters"])
+        self._parameters.load(state["parameters"])
         for buffer, before in zip(self.network.buffers(), state["buffers"], strict=True):
             buffer.copy_(before)
         self._update.load_state_dict(state["optimizer"])
-        self._flat.clear()
+        self._parameters.clear()
         restore_random_state(state["random"], self.device)
 
 
@@ -153,20 +176,15 @@ def build_network(config: Config) -> Network:
         residual=model.residual.make(),
         dropout=model.dropout,
         bias=model.bias,
+        activation_name=model.activation.name,
+        norm_name=model.norm.name,
     )
     return build(config.blueprint(), parts, stream(config.seed, "init"))
 
 
-def _update(config: Config, flat: Flat) -> Update:
+def _update(config: Config, parameters: Parameters) -> Update:
     """Weight decay pulls on the layers' weights only, not on biases, norms or slopes."""
-    make, decay = config.train.optimizer.make(), config.train.weight_decay
-    count, kernel = len(flat.weights), None
-    weights, others = flat.parameters[:count], flat.parameters[count:]
-    if isinstance(make, Elementwise):
-        weights, others = flat.whole(apart=decay > 0)
-        kernel = make.kernel
-    groups: list[dict[str, Any]] = [
-        {"params": weights, "weight_decay": decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return Update(make([group for group in groups if group["params"]]), kernel)
+    make = config.train.optimizer.make()
+    elementwise = isinstance(make, Elementwise)
+    groups = parameters.groups(config.train.weight_decay, elementwise=elementwise)
+    return Update(make(groups), make.kernel if elementwise else None)

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import time
-import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gradexp.analysis import judge, reading
+from gradexp.analysis import conclude
 from gradexp.config import Config, run_id, to_yaml
 from gradexp.config.load import fingerprint
-from gradexp.errors import GradexpError
-from gradexp.records import DIVERGED, FAILED, FINISHED, RUNNING, RunDir, write_atomically
+from gradexp.recorder import Life, environment, write_layers
+from gradexp.records import DIVERGED, FINISHED, RunDir, write_atomically
 from gradexp.train import checkpoint
-from gradexp.train.device import environment, make_repeatable, pick
+from gradexp.train.device import make_repeatable, pick
 from gradexp.train.learner import Learner
 from gradexp.train.loop import Loop
 from gradexp.train.observer import Observer
-from gradexp.train.recording import write_layers
 
 CHECKPOINT_SECONDS = 15.0
 
@@ -80,25 +74,28 @@ def _carry_out(config: Config, run: RunDir, observer: Observer, seconds: float) 
     device = pick(config.device)
     make_repeatable(device)
     state = checkpoint.load(run, device) if run.status() is not None else None
-    manifest = _begin(config, run, device, state)
+    life = _begin(config, run, device, state)
     try:
-        with _failure_on_record(run, manifest):
+        with life.on_record():
             learner = Learner(config, device)
-            manifest["data"] = {
+            life.manifest["data"] = {
                 "fingerprint": learner.data.fingerprint,
                 "notes": list(learner.data.notes),
             }
-            _write_layers(config, run, learner)
+            write_layers(run, learner.layers)
             loop = Loop(config, run, learner, state or {}, observer)
             with checkpoint.Checkpoints(run, seconds) as checkpoints:
                 loop.run(checkpoints)
-                _end(run, manifest, loop)
+                conclude(run, _figures(loop))
+            run.checkpoint.unlink(missing_ok=True)
+            status = DIVERGED if loop.ends.diverged else FINISHED
+            life.manifest |= {"status": status, "outcome": _outcome(loop)}
     finally:
         observer.closed()
     return Outcome(run, resumed_from=state["step"] if state else None)
 
 
-def _begin(config: Config, run: RunDir, device: Any, state: Any) -> dict[str, Any]:
+def _begin(config: Config, run: RunDir, device: Any, state: Any) -> Life:
     """Write what identifies the run; without a checkpoint, clear away an earlier attempt."""
     earlier = run.read_manifest() if state else {}
     if not state:
@@ -107,75 +104,30 @@ def _begin(config: Config, run: RunDir, device: Any, state: Any) -> dict[str, An
     for path in config.imports:
         shutil.copy(path, run.path)
     write_atomically(run.config, to_yaml(config).encode())
-    manifest = {
-        "status": RUNNING,
+    content = {
         "name": config.name,
         "id": run_id(config),
-        "started": earlier.get("started", _now()),
-        "seconds": earlier.get("seconds", 0.0),
         "imports": {Path(path).name: fingerprint(Path(path)) for path in config.imports},
         **environment(device),
     }
-    run.write_manifest(manifest)
-    return manifest
+    return Life(run, earlier, content)
 
 
-def _write_layers(config: Config, run: RunDir, learner: Learner) -> None:
-    model = config.model
-    write_layers(run, learner.network.layers(), model.activation.name, model.norm.name)
-
-
-@contextlib.contextmanager
-def _failure_on_record(run: RunDir, manifest: dict[str, Any]) -> Iterator[None]:
-    """Keep the time; when an error ends the run, leave its text and traceback in the directory."""
-    began = time.monotonic()
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, GradexpError):
-            write_atomically(run.path / "traceback.txt", traceback.format_exc().encode())
-        manifest |= {"status": FAILED, "error": f"{type(error).__name__}: {error}"}
-        raise
-    finally:
-        manifest["seconds"] = round(manifest["seconds"] + time.monotonic() - began, 3)
-        manifest["ended"] = _now()
-        run.write_manifest(manifest)
-
-
-def _end(run: RunDir, manifest: dict[str, Any], loop: Loop) -> None:
-    """Judge the run by its tables; say that it is over when everything else is written."""
-    run.write_summary(_summary(run, loop))
-    run.write_summary(
-        {
-            **run.read_summary(),
-            "reading": reading(run),
-            "verdicts": [verdict.as_dict() for verdict in judge(run)],
-        }
-    )
-    run.checkpoint.unlink(missing_ok=True)
-    manifest |= {"status": DIVERGED if loop.diverged else FINISHED, "outcome": _outcome(loop)}
-
-
-def _outcome(loop: Loop) -> str:
-    done = f"diverged at step {loop.step}" if loop.diverged else f"finished {loop.step} steps"
-    return f"{done}; {loop.nonfinite.sentence()}" if loop.nonfinite else done
-
-
-def _summary(run: RunDir, loop: Loop) -> dict[str, Any]:
-    units = run.read("units")
-    last = units[units["step"] == units["step"].max()]
-    examples = len(loop.probe_set.targets)
+def _figures(loop: Loop) -> dict[str, Any]:
+    """What the tables do not say."""
+    examples = len(loop.prober.examples)
+    ends = loop.ends
     return {
         **loop.figures(),
-        "units": int(last["units"].sum()),
-        "dead_units": int(last["dead"].sum()) if last["dead"].notna().any() else None,
         "probe_examples": examples,
         # The rule of three: none of n examples, so with 95 % confidence fewer than 3 / n of all.
         "dead_unit_fires_on_less_than": 3 / examples,
-        "nonfinite": loop.nonfinite.as_dict() if loop.nonfinite else None,
-        "diverged": loop.diverged.as_dict() if loop.diverged else None,
+        "nonfinite": ends.first.as_dict() if ends.first else None,
+        "diverged": ends.diverged.as_dict() if ends.diverged else None,
     }
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def _outcome(loop: Loop) -> str:
+    ends = loop.ends
+    done = f"diverged at step {loop.step}" if ends.diverged else f"finished {loop.step} steps"
+    return f"{done}; {ends.first.sentence()}" if ends.first else done

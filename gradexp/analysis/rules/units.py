@@ -20,7 +20,6 @@ from gradexp.registry import UnitInterval
 
 # Cut off or flattening out at both ends: far from 0 on either side they pass nothing back. A
 # rectifier is off on one side by design: its units are judged by `dying`.
-BOUNDED = ("sigmoid", "tanh", "hardsigmoid", "hardtanh")
 
 
 @RULES.register("dead_layer", source="Lu et al. 2019: Dying ReLU and Initialization")
@@ -84,11 +83,11 @@ def saturated(
 ) -> Verdict | None:
     """The share `share` of a bounded activation's values lies where it is almost flat.
 
-    Only sigmoid, tanh and their like are judged; persistence as for vanishing.
+    Only sigmoid, tanh and their like are judged, those that are bounded and steep around 0;
+    persistence as for vanishing.
     """
     fraction = evidence.probes.saturated_fraction
-    bounded = np.isin(evidence.layers.activation, BOUNDED)
-    high = np.asarray((fraction >= share) & bounded)
+    high = np.asarray((fraction >= share) & (evidence.layers.saturates == 1))
     seen: Seen = np.asarray(high.any(axis=1))
     if not seen.any():
         return None

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
-from gradexp.nn.network import Layer
+from gradexp.nn.observed import Observed
 from gradexp.probes.looking import ProbeRows
 from gradexp.probes.steps import LayerNorms, StepValues, gradient_lines
-from gradexp.records import RunDir, TableWriter
+from gradexp.records import Column, RunDir, TableWriter
 
 FLIGHT_RECORDER_STEPS = 50
 APPENDED = ("gradients", "signal", "units", "unit_events", "steps", "epochs")
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """What a step's row needs beside what was measured.
+
+    Attributes:
+        first: number of the first of consecutive steps.
+        epoch_of: the epoch, from 1, of a step.
+        lr: the learning rate of a step; None where it is not known.
+        seconds: of all the steps together.
+    """
+
+    first: int
+    epoch_of: Callable[[int], int]
+    lr: Callable[[int], float | None]
+    seconds: float
 
 
 class Recording:
@@ -21,15 +39,23 @@ class Recording:
 
     With `every` above 1 only each `every`-th step goes to `gradients.csv`; the newest 50 steps
     wait, so that all of them can be written when something becomes non-finite at the step `event`.
+    `added` are columns that the run's own probes add to tables.
     """
 
-    def __init__(self, run: RunDir, layers: list[Layer], every: int, state: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        layers: Sequence[Observed],
+        every: int,
+        state: dict[str, Any],
+        added: Mapping[str, Sequence[Column]] | None = None,
+    ) -> None:
         offsets = state.get("offsets", {})
         self._writers: dict[str, TableWriter] = {
-            name: run.writer(name, offsets.get(name, 0)) for name in APPENDED
+            name: run.writer(name, offsets.get(name, 0), (added or {}).get(name, ()))
+            for name in APPENDED
         }
-        self._names = [layer.spec.name for layer in layers]
-        self._has_bias = [layer.bias is not None for layer in layers]
+        self._layers = layers
         self._every = every
         self.event: int | None = state.get("event")
         self._waiting = [
@@ -47,25 +73,18 @@ class Recording:
             "epoch_sums": {epoch: list(sums) for epoch, sums in self._epoch_sums.items()},
         }
 
-    def steps(
-        self,
-        first: int,
-        values: StepValues,
-        epoch_of: Callable[[int], int],
-        lr: Callable[[int], float],
-        seconds: float,
-    ) -> None:
-        """Write consecutive steps that took `seconds` together."""
-        each = seconds / len(values)
+    def steps(self, values: StepValues, times: StepTimes) -> None:
+        """Write consecutive steps."""
+        each = times.seconds / len(values)
         rows = []
-        for step, figures in enumerate(values.scalars.tolist(), start=first):
-            loss, accuracy, norm, ratio = figures
-            epoch = epoch_of(step)
-            rows.append((step, epoch, loss, accuracy, lr(step), norm, ratio, each))
-            self._add_to_epoch(epoch, loss, accuracy, 1, each)
+        for step, figures in enumerate(values.rows(), start=times.first):
+            epoch = times.epoch_of(step)
+            row = {"step": step, "epoch": epoch, "lr": times.lr(step), "step_seconds": each}
+            rows.append(row | figures)
+            self._add_to_epoch(epoch, figures["loss"], figures.get("accuracy", 0.0), 1, each)
         self._writers["steps"].append(rows)
         self._waiting += [
-            LayerNorms(first + index, row, index < values.updates)
+            LayerNorms(times.first + index, row, index < values.updates)
             for index, row in enumerate(values.layers)
         ]
         keep = FLIGHT_RECORDER_STEPS if self._every > 1 else 0
@@ -75,7 +94,7 @@ class Recording:
 
     def _write_gradients(self, steps: list[LayerNorms]) -> None:
         due = [one for one in steps if one.step % self._every == 0 or self._leads_up(one.step)]
-        self._writers["gradients"].append_text(gradient_lines(due, self._names, self._has_bias))
+        self._writers["gradients"].append_text(gradient_lines(due, self._layers))
 
     def _leads_up(self, step: int) -> bool:
         """Whether the flight recorder keeps this step, whatever the cadence."""
@@ -90,7 +109,10 @@ class Recording:
         """Close an epoch; returns its mean training loss and accuracy."""
         loss, accuracy, count, seconds = self._epoch_sums.pop(epoch)
         means = loss / count, accuracy / count
-        self._writers["epochs"].append([(epoch, step, *means, *test, seconds)])
+        row = {"epoch": epoch, "step": step, "seconds": seconds}
+        row |= dict(zip(("train_loss", "train_accuracy"), means, strict=True))
+        row |= dict(zip(("test_loss", "test_accuracy"), test, strict=True))
+        self._writers["epochs"].append([row])
         return means
 
     def add_seconds(self, epoch: int, seconds: float) -> None:
@@ -116,30 +138,16 @@ class Recording:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all tables."""
         for writer in self._writers.values():
             writer.close()
 
 
-def write_layers(run: RunDir, layers: list[Layer], activation: str, norm: str) -> None:
+def write_layers(run: RunDir, layers: Sequence[Observed]) -> None:
     """`layers.csv`: what the net consists of."""
     writer = run.writer("layers")
-    writer.append(layer_rows(layers, activation, norm))
+    writer.append([layer.row(index) for index, layer in enumerate(layers, start=1)])
     writer.close()
-
-
-def layer_rows(layers: list[Layer], activation: str, norm: str) -> list[tuple[int | str, ...]]:
-    """The rows of `layers.csv`."""
-    return [
-        (
-            index,
-            layer.spec.name,
-            layer.spec.kind,
-            layer.spec.fan_in,
-            layer.spec.fan_out,
-            layer.spec.outputs,
-            sum(parameter.numel() for parameter in layer.parameters()),
-            activation if layer.spec.hidden else "none",
-            norm if layer.spec.hidden else "none",
-        )
-        for index, layer in enumerate(layers, start=1)
-    ]

@@ -1,0 +1,6 @@
+"""Rows by name into the tables of a run directory, for training of ours and of anybody's."""
+
+from gradexp.recorder.life import Life, environment
+from gradexp.recorder.recording import Recording, StepTimes, write_layers
+
+__all__ = ["Life", "Recording", "StepTimes", "environment", "write_layers"]

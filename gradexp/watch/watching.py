@@ -1,0 +1,323 @@
+"""`gradexp.watch`: gradients, weights and updates at every step, and probes between them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradexp.analysis import Verdict, conclude, judge, reading
+from gradexp.errors import ConfigError, RunError
+from gradexp.nn.observed import Observed
+from gradexp.probes import PROBES, Prober, ProbeSet, Subject, added_columns
+from gradexp.probes.capture import on_call, undisturbed
+from gradexp.probes.finding import find_layers
+from gradexp.probes.looking import Arguments, called, length
+from gradexp.probes.nonfinite import (
+    NonFinite,
+    NonFiniteError,
+    first_bad_step,
+    locate_by_forward,
+    locate_by_norms,
+    locate_by_probe,
+)
+from gradexp.probes.steps import StepValues
+from gradexp.recorder import Life, Recording, StepTimes, environment, write_layers
+from gradexp.records import DIVERGED, FINISHED, write_atomically
+from gradexp.watch.losses import Loss, SummedLoss, reduction_of
+from gradexp.watch.steps import StepWatcher
+from gradexp.watch.subject import described, free_run, number, on_device, plain_module, to_yaml
+
+PROBE_SHARE = 0.05  # of the training examples, at the default cadence
+CHUNK_STEPS = 256
+CHUNK_SECONDS = 0.5
+
+
+def watch(  # noqa: PLR0913  one keyword for every choice
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+    *,
+    probe: tuple[Any, Any] | None = None,
+    loss: Loss | None = None,
+    out: str | Path = "runs/watched",
+    every: int | Literal["auto"] = "auto",
+    gradients_every: int = 1,
+    scaler: Any = None,
+    stop_on_nonfinite: bool = False,
+) -> Watch:
+    """Watch a module while a loop of your own trains it.
+
+    Args:
+        model: any module.
+        optimizer: of torch's kind, or several; without one, what clipping did cannot be seen.
+        probe: inputs and targets of fixed examples to look at: a tensor each, or a tuple or
+            mapping as the module takes them. Without it only gradients, weights and updates are
+            recorded.
+        loss: of the module's outputs and targets, as the loop has it; needed with `probe`.
+        out: the run directory; where one lies already, the next free name with a number.
+        every: steps between probes; `auto` keeps their work within 5 % of training's.
+        gradients_every: steps between rows of `gradients.csv`.
+        scaler: the loop's `GradScaler`, where it has one: figures are those of unscaled gradients.
+        stop_on_nonfinite: raise before the update of the first step that is not finite.
+
+    Raises:
+        ConfigError: the arguments do not fit together.
+        RunError: the directory cannot be written.
+    """
+    if probe is not None and loss is None:
+        raise ConfigError("watch: probe= needs loss=, the function of outputs and targets")
+    if every != "auto" and every < 1:
+        raise ConfigError(f"watch: every= must be 'auto' or at least 1, got {every}")
+    if gradients_every < 1:
+        raise ConfigError(f"watch: gradients_every= must be at least 1, got {gradients_every}")
+    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or []
+    settings = Settings(Path(out), every, gradients_every, stop_on_nonfinite)
+    return Watch(model, list(optimizers), probe, loss, scaler, settings)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a loop is watched; see `watch`."""
+
+    out: Path
+    every: int | Literal["auto"]
+    gradients_every: int
+    stop_on_nonfinite: bool
+
+
+class Watch:
+    """A watched loop: a context, or closed by hand.
+
+    Attributes:
+        run: the run directory.
+        layers: what is observed; empty until the module is first called, without probe examples.
+        steps: updates seen so far.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917  what `watch` was given
+        self,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        probe: tuple[Any, Any] | None,
+        loss: Loss | None,
+        scaler: Any,
+        settings: Settings,
+    ) -> None:
+        self._module = plain_module(model)
+        self._optimizers, self._scaler, self._settings = optimizers, scaler, settings
+        self._device = next(self._module.parameters()).device
+        self.run = free_run(settings.out)
+        self.layers: list[Observed] = []
+        self.steps = 0
+        self._written = 0  # steps in the tables
+        self._batch: int | None = None
+        self._first: NonFinite | None = None
+        self._diverged: NonFinite | None = None
+        self._prober: Prober | None = None
+        self._closed = False
+        self._inputs: Any = None
+        content = {"name": self.run.name, "watched": True, **environment(self._device)}
+        self._life = Life(self.run, {}, content)
+        write_atomically(self.run.config, to_yaml(described(self._module, optimizers, loss)))
+        self._began = time.perf_counter()
+        if probe is not None and loss is not None:
+            inputs, targets = (on_device(part, self._device) for part in probe)
+            self._observe(inputs)
+            self._prober = self._make_prober(inputs, targets, loss)
+            self._look()
+        self._calls = on_call(model, self._called)
+
+    def _observe(self, inputs: Any) -> None:
+        """From now on the layers are known, and their steps measured."""
+        self.layers = find_layers(self._module, inputs)
+        write_layers(self.run, self.layers)
+        self._recording = Recording(
+            self.run, self.layers, self._settings.gradients_every, {}, added_columns()
+        )
+        check = self._refuse_nonfinite if self._settings.stop_on_nonfinite else None
+        self._watcher = StepWatcher(
+            self._module, self.layers, self._optimizers, self._scaler, check
+        )
+
+    def _make_prober(self, inputs: Any, targets: Any, loss: Loss) -> Prober:
+        with torch.no_grad(), undisturbed(self._module):
+            outputs = called(self._module, inputs)
+        summed = SummedLoss(loss, reduction_of(loss, outputs, targets))
+        self._life.manifest["loss"] = {"reduction": summed.reduction}
+        none = [None] * len(self.layers)
+        subject = Subject(self._module, self.layers, summed, lambda: none)
+        examples = ProbeSet(inputs, targets, length(inputs))
+        return Prober(subject, examples, [entry.make() for entry in PROBES])
+
+    def _called(self, inputs: Arguments) -> None:
+        """The loop calls the module: the first time that tells its layers and the batch."""
+        if self._settings.stop_on_nonfinite:
+            self._inputs = inputs
+        if self._batch is not None:
+            return
+        self._batch = length(inputs)
+        if not self._settings.stop_on_nonfinite:
+            self._calls.remove()
+        if not self.layers:
+            self._observe(inputs)
+
+    def step(
+        self, loss: Tensor, outputs: Tensor | None = None, targets: Tensor | None = None
+    ) -> None:
+        """A step of the loop has ended: after the optimizer's, with the loss that was trained on.
+
+        Outputs [n, classes] and targets [n], where given, are recorded as accuracy. Calls between
+        two updates, as when gradients are accumulated, count as one step with their mean loss.
+
+        Raises:
+            RunError: the module was not called since it is watched.
+        """
+        if not self.layers:
+            raise RunError("watch.step: the watched module was never called; is it another one?")
+        if not self._watcher.ended(loss, outputs, targets):
+            return
+        self.steps += 1
+        due = self._prober is not None and self.steps % self._cadence() == 0
+        waiting = self.steps - self._written
+        slow = time.perf_counter() - self._began > CHUNK_SECONDS
+        if due or waiting >= CHUNK_STEPS or slow:
+            self._flush()
+        if due:
+            self._look()
+
+    def _cadence(self) -> int:
+        """Steps between probes: a function of counts, so that a run repeats."""
+        if self._settings.every != "auto":
+            return self._settings.every
+        assert self._prober is not None  # noqa: S101  asked only where there is one
+        return max(1, math.ceil(len(self._prober.examples) / (PROBE_SHARE * (self._batch or 1))))
+
+    def _flush(self) -> None:
+        """Write the steps that wait."""
+        if self.steps == self._written:
+            return
+        values, rates = self._watcher.take()
+        now = time.perf_counter()
+        first = self._written
+        self._note_nonfinite(values, first)
+        times = StepTimes(
+            first, lambda _step: 1, lambda step: number(rates[step - first]), now - self._began
+        )
+        self._recording.event = self._first.step if self._first else None
+        self._recording.steps(values, times)
+        self._written, self._began = self.steps, now
+
+    def _note_nonfinite(self, values: StepValues, first: int) -> None:
+        names = [layer.name for layer in self.layers]
+        bad = first_bad_step(values)
+        if bad is not None and self._first is None:
+            self._first = locate_by_norms(values, bad, first + bad, names)
+        if self._diverged is None and not np.isfinite(values.loss).all():
+            step = first + int(np.argmin(np.isfinite(values.loss)))
+            self._diverged = NonFinite(step, "loss", None, None)
+
+    def _look(self) -> None:
+        assert self._prober is not None  # noqa: S101  asked only where there is one
+        rows = self._prober.look(self.steps)
+        self._recording.probe(rows)
+        self._first = self._first or locate_by_probe(self.layers, rows.signal, self.steps)
+        self._began = time.perf_counter()
+
+    def _refuse_nonfinite(self, norms: Tensor) -> None:
+        """Stop before an update that would spoil the weights."""
+        if bool(torch.isfinite(norms).all()):
+            return
+        found = locate_by_forward(self._module, self.layers, self._inputs, self.steps)
+        if found.tensor == "loss":  # forward is finite: it began on the way back
+            found = self._watcher.culprit(self.steps)
+        self._first = self._first or found
+        raise NonFiniteError(found)
+
+    def diagnosis(self) -> Diagnosis:
+        """What is to be said of the run so far."""
+        self._flush()
+        return Diagnosis(reading(self.run), judge(self.run))
+
+    def close(self) -> None:
+        """A last look; then everything is written, judged, and the hooks are taken away."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            with self._life.on_record():
+                self._finish()
+        finally:
+            self._take_hooks_away()
+
+    def _finish(self) -> None:
+        if not self.layers:
+            raise RunError(f"{self.run.path}: the watched module was never called")
+        self._flush()
+        if self._prober and self.steps % self._cadence():
+            self._look()
+        self._recording.finish()
+        conclude(self.run, self._figures())
+        status = DIVERGED if self._diverged else FINISHED
+        done = f"watched {self.steps} steps"
+        outcome = f"{done}; {self._first.sentence()}" if self._first else done
+        self._life.manifest |= {"status": status, "outcome": outcome}
+
+    def _figures(self) -> dict[str, Any]:
+        examples = len(self._prober.examples) if self._prober else None
+        return {
+            "steps": self.steps,
+            "probe_examples": examples,
+            "dead_unit_fires_on_less_than": 3 / examples if examples else None,
+            "nonfinite": self._first.as_dict() if self._first else None,
+            "diverged": self._diverged.as_dict() if self._diverged else None,
+        }
+
+    def _take_hooks_away(self) -> None:
+        self._calls.remove()
+        if self.layers:
+            self._watcher.close()
+            self._recording.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _where: object
+    ) -> None:
+        if error is None or isinstance(error, KeyboardInterrupt | NonFiniteError):
+            self.close()
+            return
+        self._closed = True
+        if self.layers:
+            self._flush()
+            self._recording.finish()
+        self._take_hooks_away()
+        self._life.failed(error)
+        self._life.ended()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What is said of a run: the reading in one line, and the verdicts, worst first."""
+
+    reading: str
+    verdicts: list[Verdict]
+
+    @property
+    def names(self) -> list[str]:
+        """The verdicts in one word each."""
+        return [verdict.name for verdict in self.verdicts]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{verdict.name} ({verdict.level}): {verdict.finding} {verdict.advice}"
+            for verdict in self.verdicts
+        ]
+        return "\n".join([self.reading, *lines])
