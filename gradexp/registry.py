@@ -94,9 +94,7 @@ class Registry(Generic[F]):
     `product` is what factories must make; nothing is asked of them where it is empty.
     """
 
-    def __init__(
-        self, kind: str, help: str, product: Any = ()
-    ) -> None:
+    def __init__(self, kind: str, help: str, product: Any = ()) -> None:
         self.kind = kind
         self.help = help
         self.product = product if isinstance(product, tuple) else (product,)
@@ -112,9 +110,7 @@ class Registry(Generic[F]):
             for word in (name, *aliases):
                 if word in self._entries or word in self._aliases:
                     raise ConfigError(f"{self.kind}: '{word}' is registered already")
-            self._entries[name] = Entry(
-                self.kind, name, factory, source, aliases, self.product
-            )
+            self._entries[name] = Entry(self.kind, name, factory, source, aliases, self.product)
             self._aliases.update(dict.fromkeys(aliases, name))
             return factory
 

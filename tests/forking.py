@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Collection, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TextIO
 
 import pytest
@@ -58,7 +59,7 @@ def _become(arguments: Sequence[str], env: dict[str, str] | None, kept: Collecti
 
 def _close_all_but(kept: set[int]) -> None:
     """Among what is closed is what the parent waits for: the end of the start."""
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
+    for descriptor in map(int, [one.name for one in Path("/proc/self/fd").iterdir()]):
         if descriptor not in kept:
             try:
                 os.close(descriptor)
@@ -70,7 +71,7 @@ def _start_afresh(arguments: Sequence[str], env: dict[str, str] | None) -> None:
     if env is not None:
         os.environ.clear()
         os.environ.update(env)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: PTH123, SIM115
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")

@@ -66,7 +66,7 @@ class _Watch:
         self._seen: Counter[tuple[str, Path]] = Counter()
 
     def fsync(self, descriptor: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
         if point := self._reached("fsync", path, path):
             if path.suffix == ".csv":
                 os.write(descriptor, b"7,0,0.")

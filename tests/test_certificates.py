@@ -98,7 +98,11 @@ def fires(network: Network, certified: list[Tensor], inputs: Tensor) -> bool:
     with torch.no_grad():
         seen = pres(network, inputs)
     return any(
-        bool(((inactive(pre, layer.facts.flat if layer.facts else ()) == 0) & torch.isfinite(pre))[:, proved].any())
+        bool(
+            ((inactive(pre, layer.facts.flat if layer.facts else ()) == 0) & torch.isfinite(pre))[
+                :, proved
+            ].any()
+        )
         for layer, pre, proved in zip(network.layers(), seen, certified, strict=True)
     )
 

@@ -18,11 +18,11 @@ from gradexp.config.schema import config_type
 from gradexp.nn import ACTIVATIONS, Activation
 from gradexp.nn.network import Layer
 from gradexp.probes.nonfinite import NonFinite, locate_by_probe
-from tests.probing import prober
 from gradexp.records import RunDir
 from gradexp.train import execute
 from gradexp.train.learner import Learner, build_network
 from tests.conftest import StopAt
+from tests.probing import prober
 from tests.reference import MLP, config_of, run_of
 
 CPU = torch.device("cpu")
@@ -76,9 +76,9 @@ def watched(config: Config) -> tuple[Event | None, Event | None]:
             seen[name] = all(bool(torch.isfinite(one).all()) for one in tensors)
 
         handles = [
-            layer.stages[-1 if layer.activation not in layer.stages else layer.stages.index(
-                layer.activation
-            )].register_forward_hook(
+            layer.stages[
+                -1 if layer.activation not in layer.stages else layer.stages.index(layer.activation)
+            ].register_forward_hook(
                 lambda _m, i, o, name=layer.spec.name, look=look: look(name, i[0], o)
             )
             for layer in layers

@@ -89,12 +89,14 @@ def _plain(value: Any) -> Any:
 
 def _decode(plain: dict[str, Any]) -> Evidence:
     layers = plain["layers"]
-    texts = {name: tuple(layers[name]) for name in ("layer", "kind", "activation", "norm")}
+    names, kind, activation, norm = (
+        tuple(layers[name]) for name in ("layer", "kind", "activation", "norm")
+    )
     totals = plain["totals"] | {"loss_quarters": tuple(plain["totals"]["loss_quarters"])}
     depth = len(layers["layer"])
-    numbers = {name: np.array(layers[name], dtype=np.float64) for name in ("units", "saturates")}
+    units, saturates = (np.array(layers[name], dtype=np.float64) for name in ("units", "saturates"))
     return Evidence(
-        Layers(**texts, **numbers),
+        Layers(names, kind, activation, norm, units, saturates),
         _arrays(Probes, plain["probes"], depth),
         _arrays(Depth, plain["depth"], None),
         _arrays(Gradients, plain["gradients"], depth),

@@ -28,4 +28,7 @@ def _units(run: RunDir) -> dict[str, Any]:
     units = run.read("units")
     last = units[units["step"] == units["step"].max()]
     known = last["dead"].notna().any()
-    return {"units": int(last["units"].sum()), "dead_units": int(last["dead"].sum()) if known else None}
+    return {
+        "units": int(last["units"].sum()),
+        "dead_units": int(last["dead"].sum()) if known else None,
+    }

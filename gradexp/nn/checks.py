@@ -7,6 +7,7 @@ dead; a function that works in place would falsify what is measured before it.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -60,7 +61,7 @@ def _points(facts: Activation) -> Tensor:
     near = [place + side * SPACING / 10 for place in finite for side in (-1, 0, 1)]
     far = [sign * distance for sign in (-1, 1) for distance in FAR]
     grid = torch.arange(-REACH, REACH, SPACING, dtype=torch.float64)
-    return torch.cat((grid, torch.tensor([*near, *far], dtype=torch.float64))).unique()
+    return torch.cat((grid, torch.tensor([*near, *far], dtype=torch.float64))).sort().values
 
 
 def _applied(function: nn.Module, points: Tensor) -> Tensor | str:
@@ -107,7 +108,7 @@ def _wrong_turns(points: Tensor, values: Tensor, turns: tuple[float, ...] | None
         return
     noise = NOISE * float(values[points.abs() <= REACH].abs().max())
     ends = [-float("inf"), *sorted(turns), float("inf")]
-    for low, high in zip(ends, ends[1:], strict=False):
+    for low, high in itertools.pairwise(ends):
         between = (points >= low) & (points <= high)
         rises = values[between].diff()
         if bool((rises > noise).any()) and bool((rises < -noise).any()):

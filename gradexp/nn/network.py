@@ -35,8 +35,8 @@ class Layer(nn.Module):
 
     Pre and post are what the activation is given and what it returns. A stage that the spec does
     not name, or that nothing was chosen for, is an identity and is not called. Where a shortcut is
-    joined before the activation, the stages `before` the join are its `branch`, and those `after` it
-    `finish`.
+    joined before the activation, the stages `before` the join are its `branch`, and those `after`
+    it `finish`.
     """
 
     def __init__(self, spec: LayerSpec, parts: Parts, *, joined_early: bool = False) -> None:
@@ -161,12 +161,14 @@ class Block(nn.Module):
         out = inputs
         for layer in first:
             out = layer(out)
+        assert isinstance(last, Layer)  # noqa: S101  tells the type checker what Sequential holds
         out = last.branch(out)
         if self.join is not None:
             around = inputs if self.projection is None else self.projection(inputs)
             out = self.join(around, out)
         out = last.finish(out)
-        return out if self.pool is None else self.pool(out)
+        pooled: Tensor = out if self.pool is None else self.pool(out)
+        return pooled
 
 
 class Network(nn.Module):
@@ -183,7 +185,8 @@ class Network(nn.Module):
         out = self.blocks(inputs if self.spatial else inputs.flatten(1))
         if self.spatial:
             out = out.mean((2, 3))
-        return self.readout(out)
+        logits: Tensor = self.readout(out)
+        return logits
 
     def layers(self) -> list[Layer]:
         """All layers in forward order; position + 1 is `layer_index`."""

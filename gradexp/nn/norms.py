@@ -11,6 +11,7 @@ from gradexp.registry import Positive, Registry, UnitInterval
 if TYPE_CHECKING:
     from torch import nn
 
+
 @dataclass(frozen=True)
 class Norm:
     """A normalization of pre.

@@ -8,7 +8,6 @@ net, also one that belongs to somebody else.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -208,9 +207,7 @@ class SeparateParameters:
         """Of moderately long parts of each gradient."""
         return torch.cat(
             [
-                _norms(one.grad)
-                if one.grad is not None
-                else torch.zeros(pieces, device=one.device)
+                _norms(one.grad) if one.grad is not None else torch.zeros(pieces, device=one.device)
                 for one, pieces in zip(self.tensors, self._pieces, strict=True)
             ]
         )

@@ -54,7 +54,7 @@ def certified_units(
 
 
 @singledispatch
-def _through(module: nn.Module, bounds: Bounds, found: Found) -> Bounds:
+def _through(module: nn.Module, bounds: Bounds, found: Found) -> Bounds:  # noqa: ARG001  for its kinds
     """What a module's output can be, given what its input can be; notes what that proves."""
     raise UnknownModule(type(module).__name__)
 
@@ -214,7 +214,7 @@ def _through_activation(function: nn.Module, facts: Activation, pre: Bounds) -> 
     """Between its turns an activation is monotone: its range is found at ends and turns."""
     if facts.turns is None:
         return pre.unknown
-    if layer.activation.state_dict():
+    if function.state_dict():
         function = copy.deepcopy(function).double().cpu()
     points = [
         pre.low,

@@ -20,7 +20,7 @@ from gradexp.probes.looking import called
 
 PARAMETRIZED = ".parametrizations."
 RECURRENT = frozenset(
-    "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell".split()
+    name + cell for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for cell in ("", "_cell")
 )
 POINTS = 256  # at which a module is asked whether it is elementwise
 

@@ -19,32 +19,47 @@ from torch.overrides import TorchFunctionMode
 
 Function: TypeAlias = Callable[..., Any]
 
-MAPS = frozenset(
-    "linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d addmm "
-    "baddbmm matmul rmatmul mm bmm einsum tensordot embedding embedding_bag lstm gru rnn_tanh "
-    "rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell multi_head_attention_forward".split()
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+MAPS = _names(
+    """
+    linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d addmm
+    baddbmm matmul rmatmul mm bmm einsum tensordot embedding embedding_bag lstm gru rnn_tanh
+    rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell multi_head_attention_forward
+    """
 )
-NORMS = frozenset(
-    "batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm".split()
+NORMS = _names(
+    """
+    batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm
+    """
 )
-ACTIVATIONS = frozenset(
-    "relu relu6 hardtanh leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign "
-    "sigmoid logsigmoid tanh hardsigmoid hardswish clamp clamp_min clip erf".split()
+ACTIVATIONS = _names(
+    """
+    relu relu6 hardtanh leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign
+    sigmoid logsigmoid tanh hardsigmoid hardswish clamp clamp_min clip erf
+    """
 )
 # The same values, perhaps some of them dropped, in another type.
-SAME = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout clone contiguous to "
-    "type float half bfloat16 double".split()
+SAME = _names(
+    """
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout clone contiguous to
+    type float half bfloat16 double
+    """
 )
 # Still the layer's values: in another place or shape, on another scale, with others added.
-CHANGED = frozenset(
-    "view view_as reshape reshape_as flatten unflatten permute transpose movedim swapaxes swapdims "
-    "t squeeze unsqueeze expand expand_as add radd iadd sub rsub isub mul rmul imul div truediv "
-    "itruediv pad roll flip max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
-    "adaptive_max_pool2d adaptive_max_pool3d lp_pool2d interpolate".split()
+CHANGED = _names(
+    """
+    view view_as reshape reshape_as flatten unflatten permute transpose movedim swapaxes swapdims t
+    squeeze unsqueeze expand expand_as add radd iadd sub rsub isub mul rmul imul div truediv
+    itruediv pad roll flip max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d lp_pool2d interpolate
+    """
 )
-IN_PLACE_OPERATORS = frozenset("__iadd__ __isub__ __imul__ __itruediv__ __setitem__".split())
+IN_PLACE_OPERATORS = frozenset(["__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__"])
 
 
 @dataclass(frozen=True)

@@ -61,13 +61,15 @@ def _limits(made: Made) -> tuple[float, float]:
 
 def _number(limit: Any, missing: float) -> float:
     """A limit that is a tensor is different for each unit: nothing is known of it."""
-    return missing if limit is None else float(limit) if isinstance(limit, int | float) else math.nan
+    return (
+        missing if limit is None else float(limit) if isinstance(limit, int | float) else math.nan
+    )
 
 
 @cache
 def _limited(name: str, low: float, high: float) -> tuple[str, Activation]:
-    for ours, limits in (("relu", (0, math.inf)), ("relu6", (0, 6)), ("hardtanh", (-1, 1))):
-        if (low, high) == limits:
+    for ours, start, end in (("relu", 0.0, math.inf), ("relu6", 0.0, 6.0), ("hardtanh", -1.0, 1.0)):
+        if low == start and high == end:
             return ours, _entry(ours)
     ends = ((-math.inf, low), (high, math.inf))
     flat = tuple(end for end in ends if not math.isnan(end[0] + end[1]) and end[0] != end[1])

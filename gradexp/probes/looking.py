@@ -134,7 +134,7 @@ class Prober:
 
     def _rows(self, step: int, touched: Touched) -> ProbeRows:
         layers = self.subject.layers
-        keys = [
+        keys: list[dict[str, Value]] = [
             {"step": step, "layer_index": index, "layer": layer.name}
             for index, layer in enumerate(layers, start=1)
         ]
@@ -148,7 +148,7 @@ class Prober:
         events: list[Row] = []
         for one in self._probes:
             for row, more in zip(rows[one.table], one.rows(), strict=True):
-                row |= more
+                row.update(more)
             if isinstance(one, Units):
                 events += [
                     {**keys[index], "unit": unit, "event": event}

@@ -108,9 +108,7 @@ def _finite_cell(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _by_layers(
-    layers: list[Observed], activations: list[bool], step: int
-) -> NonFinite | None:
+def _by_layers(layers: list[Observed], activations: list[bool], step: int) -> NonFinite | None:
     """The first layer with a parameter, else with an activation, that is not finite."""
     names = [layer.name for layer in layers]
     weights = [all(_finite(one) for one in layer.tensors) for layer in layers]

@@ -101,7 +101,6 @@ PROBES: Registry[Callable[..., Probe]] = Registry(
 )
 
 
-
 def added_columns() -> dict[str, list[Column]]:
     """By table, the columns that registered probes emit beyond the dictionary's own."""
     added: dict[str, list[Column]] = {}

@@ -27,7 +27,7 @@ class Signal(Probe):
     """One series a group of layers, so that all of them are reduced in one operation."""
 
     table = "signal"
-    columns = [SIGNAL.column(name) for name in COLUMNS]
+    columns = tuple(SIGNAL.column(name) for name in COLUMNS)
 
     def begin(self, look: Look) -> None:
         """Forget the last probe."""

@@ -142,7 +142,7 @@ class StepProbe:
         self._steps[-1].unclipped = self._parameters.gradient_norms()
 
     def clipped(self, scale: Tensor | None = None) -> None:
-        """Measure again what the optimizer will get; it divides by the scale, where there is one."""
+        """Measure again what the optimizer will get; divided by the scale, if there is one."""
         norms = self._parameters.gradient_norms()
         self._steps[-1].clipped = norms if scale is None else norms / scale
 
@@ -218,9 +218,7 @@ def _accuracy(steps: Sequence[Measured]) -> np.ndarray:
     return accuracy
 
 
-def _membership(
-    of_layers: Sequence[Sequence[Tensor]], at: Mapping[int, int]
-) -> list[list[int]]:
+def _membership(of_layers: Sequence[Sequence[Tensor]], at: Mapping[int, int]) -> list[list[int]]:
     """Of each layer, the positions of its tensors."""
     return [[at[id(one)] for one in tensors] for tensors in of_layers]
 

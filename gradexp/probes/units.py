@@ -35,11 +35,11 @@ class Units(Probe):
     """
 
     table = "units"
-    columns = [
+    columns = tuple(
         column
         for column in UNITS.columns
         if column.name not in {"step", "layer_index", "layer", "zero_grad_fraction"}
-    ]
+    )
 
     def __init__(self) -> None:
         self.ledger = UnitLedger()

@@ -12,6 +12,7 @@ from gradexp.nn.observed import Observed
 from gradexp.probes.looking import ProbeRows
 from gradexp.probes.steps import LayerNorms, StepValues, gradient_lines
 from gradexp.records import Column, RunDir, TableWriter
+from gradexp.records.tables import Value
 
 FLIGHT_RECORDER_STEPS = 50
 APPENDED = ("gradients", "signal", "units", "unit_events", "steps", "epochs")
@@ -79,8 +80,13 @@ class Recording:
         rows = []
         for step, figures in enumerate(values.rows(), start=times.first):
             epoch = times.epoch_of(step)
-            row = {"step": step, "epoch": epoch, "lr": times.lr(step), "step_seconds": each}
-            rows.append(row | figures)
+            row: dict[str, Value] = {
+                "step": step,
+                "epoch": epoch,
+                "lr": times.lr(step),
+                "step_seconds": each,
+            }
+            rows.append({**row, **figures})
             self._add_to_epoch(epoch, figures["loss"], figures.get("accuracy", 0.0), 1, each)
         self._writers["steps"].append(rows)
         self._waiting += [

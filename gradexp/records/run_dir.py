@@ -70,9 +70,7 @@ class RunDir:
         """The table of that name as a frame; empty when it was not written yet."""
         return read_table(self.table_path(table), TABLES[table])
 
-    def writer(
-        self, table: str, offset: int = 0, added: Sequence[Column] = ()
-    ) -> TableWriter:
+    def writer(self, table: str, offset: int = 0, added: Sequence[Column] = ()) -> TableWriter:
         """A writer that continues the table of that name after `offset` bytes.
 
         `added` are columns of this run's own.

@@ -191,9 +191,7 @@ SIGNAL = Table(
             "mean of the activation's output over examples and units",
             optional=True,
         ),
-        Column(
-            "post_std", "float", "standard deviation of the activation's output", optional=True
-        ),
+        Column("post_std", "float", "standard deviation of the activation's output", optional=True),
         Column(
             "pre_grad_norm",
             "float",

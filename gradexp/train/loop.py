@@ -109,9 +109,7 @@ class Loop:
     def _report(self, chunk: Chunk) -> None:
         figures = chunk.values.rows()[-1]
         norms = chunk.values.layers[-1, PER_LAYER.index("grad_norm")]
-        self.observer.progressed(
-            Progress(self.step, figures["loss"], figures["accuracy"], norms)
-        )
+        self.observer.progressed(Progress(self.step, figures["loss"], figures["accuracy"], norms))
 
     def _probe(self) -> None:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The steps of somebody's loop, seen by hooks: one after the backward pass, one before the update."""
+"""The steps of somebody's loop, seen by hooks: after the backward pass and before the update."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class StepWatcher:
         self._versions: list[int] = []
         self._pending = self._queued = False
         anchor = next(one for one in reversed(weights) if one.requires_grad)
-        self._handles = [anchor.register_post_accumulate_grad_hook(self._backward_runs)]
+        self._handles = [anchor.register_post_accumulate_grad_hook(self._backward_runs)]  # type: ignore[no-untyped-call]
         for optimizer in optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._update_comes))
 
@@ -58,7 +58,7 @@ class StepWatcher:
         """The first gradient of a backward pass is there: when it ends, all of them are."""
         if not self._queued:
             self._queued = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._backward_ended)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self._backward_ended)
 
     @torch.no_grad()
     def _backward_ended(self) -> None:

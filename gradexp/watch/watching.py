@@ -19,7 +19,8 @@ from gradexp.nn.observed import Observed
 from gradexp.probes import PROBES, Prober, ProbeSet, Subject, added_columns
 from gradexp.probes.capture import on_call, undisturbed
 from gradexp.probes.finding import find_layers
-from gradexp.probes.looking import Arguments, called, length
+from gradexp.probes.following import Arguments
+from gradexp.probes.looking import called, length
 from gradexp.probes.nonfinite import (
     NonFinite,
     NonFiniteError,
@@ -151,7 +152,7 @@ class Watch:
             outputs = called(self._module, inputs)
         summed = SummedLoss(loss, reduction_of(loss, outputs, targets))
         self._life.manifest["loss"] = {"reduction": summed.reduction}
-        none = [None] * len(self.layers)
+        none: list[Tensor | None] = [None] * len(self.layers)
         subject = Subject(self._module, self.layers, summed, lambda: none)
         examples = ProbeSet(inputs, targets, length(inputs))
         return Prober(subject, examples, [entry.make() for entry in PROBES])
