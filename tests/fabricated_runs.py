@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gradexp.analysis import HEALTHY, QUANTITIES, JudgedRun, Verdict, judge
+from gradexp.analysis import HEALTHY, QUANTITIES, JudgedRun, Verdict, judge, reading
 from gradexp.records import TABLES, RunDir
 
 CLASSES = 10
@@ -157,6 +157,11 @@ class Fabricated:
         writer = run.writer(table)
         writer.append([dict(zip(columns, row, strict=True)) for row in rows])
         writer.close()
+
+
+def read_aloud(run: RunDir) -> str:
+    """The run in one line."""
+    return reading(run, judge(run))
 
 
 def verdicts(path: Path, **shown: Any) -> dict[str, Verdict]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradexp.analysis import HEALTHY, collect, load_rules
+from gradexp.analysis import HEALTHY, collect
 from gradexp.analysis.collection import find_runs, read_config
 from gradexp.errors import ConfigError, RunError
 from gradexp.records import RunDir
@@ -115,9 +115,7 @@ def test_runs_are_judged_by_the_rules_that_are_given(tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text("stalled: false\nvanishing: {decades: 4.5}\n")
     assert [v.name for v in collect([tmp_path]).runs[0].verdicts] == ["vanishing", "stalled"]
-    (found,) = collect([tmp_path], load_rules(file)).runs
-    assert [v.name for v in found.verdicts] == [HEALTHY]
-    (found,) = collect([tmp_path], []).runs
+    (found,) = collect([tmp_path], file).runs
     assert [v.name for v in found.verdicts] == [HEALTHY]
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from gradexp.analysis import HEALTHY, RULES, Evidence, Verdict, judge, reading
+from gradexp.analysis import HEALTHY, RULES, Evidence, Verdict, judge
 from gradexp.cli.app import app
-from tests.fabricated_runs import GOOD, LOST, Fabricated, verdicts
+from tests.fabricated_runs import GOOD, LOST, Fabricated, read_aloud, verdicts
 
 Shown = dict[str, Any]
 REVIVE = (
@@ -547,12 +547,12 @@ READINGS: dict[str, tuple[Shown, str]] = {
 
 @pytest.mark.parametrize(("shown", "expected"), READINGS.values(), ids=READINGS)
 def test_the_reading_word_for_word(tmp_path: Path, shown: Shown, expected: str) -> None:
-    assert reading(Fabricated(**shown).write(tmp_path / "run")) == expected
+    assert read_aloud(Fabricated(**shown).write(tmp_path / "run")) == expected
 
 
 def test_a_run_without_probes_is_read_all_the_same(tmp_path: Path) -> None:
     run = Fabricated(**GOOD).write(tmp_path / "run")
     run.table_path("signal").unlink()
-    assert reading(run).endswith("(chance 10 %). Healthy: no rule raised an alarm.")
+    assert read_aloud(run).endswith("(chance 10 %). Healthy: no rule raised an alarm.")
     run.table_path("layers").unlink()
-    assert reading(run).startswith("0 layers (linear) reached training accuracy 95.0 %")
+    assert read_aloud(run).startswith("0 layers (linear) reached training accuracy 95.0 %")

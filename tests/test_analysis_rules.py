@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradexp.analysis import HEALTHY, RULES, VERDICTS, judge, load_rules, reading
+from gradexp.analysis import HEALTHY, RULES, VERDICTS, judge, load_rules
 from gradexp.errors import ConfigError
-from tests.fabricated_runs import GOOD, LOST, Fabricated, verdicts
+from tests.fabricated_runs import GOOD, LOST, Fabricated, read_aloud, verdicts
 
 
 def alarms(path: Path, **shown: Any) -> set[str]:
@@ -191,8 +191,11 @@ def test_limits_come_from_a_file(tmp_path: Path) -> None:
         ("vanishing: {decades: -1}", "vanishing.decades: Input should be greater than 0, got -1"),
         ("vanishing: {decades: many}", "vanishing.decades"),
         ("vanishing: 5", "must be limits such as"),
-        ("[1, 2]", "must map names of rules to limits"),
+        ("[1, 2]", "expected keys and values, got [1, 2]"),
         ("a: [", "is not valid YAML"),
+        ("dying: {share: 0.3}\ndying: {share: 0.5}", ":2  dying: stands twice"),
+        ("# limits\n\ndying:\n  sahre: 0.3", ":4  dying.sahre: no such limit"),
+        ("dying: {share: 0.3}\nexploding_time: {ratio: no}", ":2  exploding_time.ratio: "),
     ],
 )
 def test_mistakes_in_a_rules_file_are_named(tmp_path: Path, text: str, expected: str) -> None:
@@ -241,6 +244,6 @@ def test_verdicts_are_plain_data(tmp_path: Path) -> None:
 def test_the_reading_is_one_line_with_figures(
     tmp_path: Path, shown: dict[str, Any], expected: str
 ) -> None:
-    text = reading(Fabricated(**shown).write(tmp_path / "run"))
+    text = read_aloud(Fabricated(**shown).write(tmp_path / "run"))
     assert expected in text
     assert "\n" not in text

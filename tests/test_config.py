@@ -171,9 +171,6 @@ def test_imports_bring_parts_of_the_users_own(tmp_path: Path) -> None:
         assert run_id(config) != before
     finally:
         ACTIVATIONS.remove("doubled_for_test")
-        from gradexp.config.schema import config_type
-
-        config_type.cache_clear()
 
 
 def test_a_broken_import_is_a_config_error(tmp_path: Path) -> None:

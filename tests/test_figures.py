@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from gradexp.config.schema import config_type
 from gradexp.optim import OPTIMIZERS, MakeOptimizer
 from gradexp.records import RunDir
 from tests.reference import CASES, MLP, Reference, config_of, forward, losses, run_of
@@ -155,10 +154,8 @@ def per_tensor() -> Iterator[None]:
 
         return make
 
-    config_type.cache_clear()
     yield
     OPTIMIZERS.remove("per_tensor")
-    config_type.cache_clear()
 
 
 @pytest.mark.usefixtures("per_tensor")

@@ -14,7 +14,6 @@ import torch
 from torch.nn import functional as F
 
 from gradexp.config import Config
-from gradexp.config.schema import config_type
 from gradexp.nn import ACTIVATIONS, Activation
 from gradexp.nn.network import Layer
 from gradexp.probes.nonfinite import NonFinite, locate_by_probe
@@ -195,11 +194,9 @@ class Spiking(torch.nn.Module):
 @pytest.fixture
 def spike() -> Iterator[None]:
     ACTIVATIONS.register("spike")(lambda: Activation(lambda _units: Spiking()))
-    config_type.cache_clear()
     Spike.calls = 0
     yield
     ACTIVATIONS.remove("spike")
-    config_type.cache_clear()
 
 
 @pytest.mark.usefixtures("spike")

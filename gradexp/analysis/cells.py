@@ -13,7 +13,7 @@ import numpy as np
 from gradexp.analysis.collection import JudgedRun
 from gradexp.analysis.decay import Array
 from gradexp.analysis.quantities import QUANTITIES
-from gradexp.analysis.verdicts import LEVELS, VERDICTS, Level
+from gradexp.analysis.verdicts import LEVELS, Level, place_of
 from gradexp.errors import ConfigError, nearest
 
 NO_AXIS = ("name", "seed", "device")  # keys in which runs of one cell may differ
@@ -52,7 +52,7 @@ class Cell:
     def verdicts(self) -> dict[str, int]:
         """How many runs have which worst verdict, the most frequent first."""
         counts = Counter(run.verdict.name for run in self.runs)
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], VERDICTS.index(item[0]))))
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], place_of(item[0]))))
 
     @property
     def verdict(self) -> str:
@@ -131,7 +131,7 @@ def into_cells(runs: Sequence[JudgedRun], axes: Sequence[str]) -> list[Cell]:
     """Runs grouped by their values on the axes, in the order of these values."""
     groups: dict[tuple[Any, ...], list[JudgedRun]] = defaultdict(list)
     for run in runs:
-        groups[tuple(_hashable(run.config.get(axis)) for axis in axes)].append(run)
+        groups[tuple(run.config.get(axis) for axis in axes)].append(run)
     keys = sorted(groups, key=lambda key: [in_order(value) for value in key])
     statistics = _statistics([groups[key] for key in keys])
     return [
@@ -147,10 +147,6 @@ def in_order(value: Any) -> tuple[int, float, str]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return (0, float(value), "")
     return (1, 0.0, str(value))
-
-
-def _hashable(value: Any) -> Any:
-    return str(value) if isinstance(value, list) else value
 
 
 def _statistics(groups: Sequence[Sequence[JudgedRun]]) -> list[dict[str, Statistic]]:

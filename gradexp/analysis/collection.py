@@ -13,9 +13,9 @@ import yaml
 
 from gradexp.analysis.cache import evidence_of
 from gradexp.analysis.evidence import Evidence
-from gradexp.analysis.judging import default_rules, judge_evidence
+from gradexp.analysis.judging import judge_evidence
 from gradexp.analysis.quantities import QUANTITIES
-from gradexp.analysis.rules import Rule
+from gradexp.analysis.rules_file import rules_of
 from gradexp.analysis.verdicts import Verdict
 from gradexp.errors import ConfigError, RunError
 from gradexp.records import RunDir, read_json
@@ -68,24 +68,27 @@ class Collection:
         return {status: statuses.count(status) for status in dict.fromkeys(statuses)}
 
 
-def collect(paths: Sequence[Path], rules: Sequence[Rule] | None = None) -> Collection:
-    """Read and judge every run directory at or below the paths.
+def collect(paths: Sequence[Path], limits: Path | None = None) -> Collection:
+    """Read every run directory at or below the paths, and judge it by its rules.
 
     A run that has no layer table yet has nothing to report: it is named, as is one whose files are
     damaged.
 
+    Args:
+        paths: run directories, sweep directories, or folders of them.
+        limits: a rules file to take instead of each run's own.
+
     Raises:
-        ConfigError: a path does not exist.
+        ConfigError: a path does not exist, or a rules file is wrong.
         RunError: there is no run directory below any path.
     """
     found = [run for path in paths for run in find_runs(path)]
     if not found:
         raise RunError(f"{', '.join(map(str, paths))}: no run directory here or below")
-    rules = default_rules() if rules is None else rules
     runs, unreadable = [], []
     for run in dict.fromkeys(path.resolve() for path in found):
         try:
-            runs.append(judged(RunDir(run), rules))
+            runs.append(judged(RunDir(run), limits))
         except RunError as error:
             unreadable.append(str(error))
     return Collection(runs, unreadable)
@@ -106,8 +109,8 @@ def find_runs(path: Path) -> Iterator[Path]:
         folders.sort()
 
 
-def judged(run: RunDir, rules: Sequence[Rule]) -> JudgedRun:
-    """One run with its figures and verdicts.
+def judged(run: RunDir, limits: Path | None = None) -> JudgedRun:
+    """One run with its figures and verdicts; `limits` is a rules file instead of its own.
 
     Raises:
         RunError: a file is damaged, or the run has observed nothing yet.
@@ -120,7 +123,7 @@ def judged(run: RunDir, rules: Sequence[Rule]) -> JudgedRun:
         status=str(read_json(run.manifest).get("status", "unknown")),
         config=read_config(run),
         figures={quantity.name: quantity.of(evidence) for quantity in QUANTITIES},
-        verdicts=tuple(judge_evidence(evidence, rules)),
+        verdicts=tuple(judge_evidence(evidence, rules_of(run, limits))),
     )
 
 
@@ -140,7 +143,10 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def _flat(prefix: str, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
-        if not isinstance(value, dict):
-            yield (prefix if key == "name" and prefix else f"{prefix}.{key}".lstrip(".")), value
+        path = f"{prefix}.{key}".lstrip(".")
+        if isinstance(value, dict):
+            yield from _flat(path, value)
         else:
-            yield from _flat(f"{prefix}.{key}".lstrip("."), value)
+            # Lists are told as texts: values of an axis must be hashable.
+            text = str(value) if isinstance(value, list) else value
+            yield (prefix if key == "name" and prefix else path), text

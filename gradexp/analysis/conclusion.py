@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gradexp.analysis.judging import judge
 from gradexp.analysis.reading import reading
-from gradexp.records import RunDir
+from gradexp.records import RunDir, write_atomically
+
+if TYPE_CHECKING:
+    from gradexp.config import Config
 
 
 def conclude(run: RunDir, figures: dict[str, Any]) -> None:
@@ -15,11 +19,38 @@ def conclude(run: RunDir, figures: dict[str, Any]) -> None:
     Units and dead units are those of the last probe; dead units are null where nothing can die.
     """
     run.write_summary(figures | _units(run))  # evidence is gathered from a run with a summary
+    _write_judgement(run)
+
+
+def judge_again(run: RunDir, config: Config) -> None:
+    """A run that has ended is judged anew where the config brings other limits than it had."""
+    from gradexp.config import to_yaml
+
+    if take_rules(run, config):
+        write_atomically(run.config, to_yaml(config).encode())
+        _write_judgement(run)
+
+
+def take_rules(run: RunDir, config: Config) -> bool:
+    """Copy the limits by which a run is judged into its directory; whether they are others."""
+    wanted = Path(config.rules).read_bytes() if config.rules else None
+    present = run.rules.read_bytes() if run.rules.is_file() else None
+    if wanted == present:
+        return False
+    if wanted is None:
+        run.rules.unlink()
+    else:
+        write_atomically(run.rules, wanted)
+    return True
+
+
+def _write_judgement(run: RunDir) -> None:
+    verdicts = judge(run)
     run.write_summary(
         {
             **run.read_summary(),
-            "reading": reading(run),
-            "verdicts": [verdict.as_dict() for verdict in judge(run)],
+            "reading": reading(run, verdicts),
+            "verdicts": [verdict.as_dict() for verdict in verdicts],
         }
     )
 

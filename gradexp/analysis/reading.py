@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from gradexp.analysis.cache import evidence_of
 from gradexp.analysis.evidence import Evidence
-from gradexp.analysis.judging import judge_evidence
 from gradexp.analysis.learning import learning
-from gradexp.analysis.verdicts import HEALTHY
+from gradexp.analysis.verdicts import HEALTHY, Verdict
 from gradexp.records import RunDir
 
 
-def reading(run: RunDir) -> str:
-    """One line: what was trained, how far it came, and the worst that was found on the way."""
+def reading(run: RunDir, verdicts: Sequence[Verdict]) -> str:
+    """One line: what was trained, how far it came, and the worst of its verdicts."""
     evidence = evidence_of(run)
-    return f"{_net(evidence)} {_progress(evidence)} {_finding(evidence)}"
+    return f"{_net(evidence)} {_progress(evidence)} {_finding(evidence, verdicts[0])}"
 
 
 def _net(evidence: Evidence) -> str:
@@ -41,8 +42,7 @@ def _progress(evidence: Evidence) -> str:
     )
 
 
-def _finding(evidence: Evidence) -> str:
-    worst = judge_evidence(evidence)[0]
+def _finding(evidence: Evidence, worst: Verdict) -> str:
     if worst.name != HEALTHY:
         return f"{worst.name.capitalize()}: {worst.finding}"
     return f"Healthy: {_first_against_last(evidence)}"

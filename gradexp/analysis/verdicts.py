@@ -11,6 +11,7 @@ LEVELS: tuple[Level, ...] = ("note", "warning", "critical")
 
 HEALTHY = "healthy"
 # The order in which sicknesses of one level are named: what ended the run first, consequences last.
+# Names that rules of a user's own give come before healthy.
 VERDICTS = ("diverged", "exploding", "vanishing", "dying", "saturated", "stalled", HEALTHY)
 
 
@@ -19,7 +20,7 @@ class Verdict:
     """One judgement on one run.
 
     Attributes:
-        name: which of `VERDICTS`.
+        name: one of `VERDICTS`, or the word of a rule of the user's own.
         level: note (a sign without harm), warning or critical.
         layers: the layers that show it, nearest the input first; empty when it is the whole net.
         steps: the first and the last observed step that shows it.
@@ -51,8 +52,15 @@ class Verdict:
 
 
 def worst_first(verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """By level, then in the order of `VERDICTS`."""
-    return sorted(verdicts, key=lambda v: (-LEVELS.index(v.level), VERDICTS.index(v.name)))
+    """By level, then in the order of `place_of`."""
+    return sorted(verdicts, key=lambda v: (-LEVELS.index(v.level), *place_of(v.name)))
+
+
+def place_of(name: str) -> tuple[int, str]:
+    """Where a verdict stands among others: that of `VERDICTS`, new names by letter."""
+    if name in VERDICTS:
+        return VERDICTS.index(name), ""
+    return VERDICTS.index(HEALTHY) - 1, name
 
 
 def named_layers(layers: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,6 +29,10 @@ OutDir = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where run di
 Device = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or mps.")
 ]
+Rules = Annotated[
+    Path | None,
+    typer.Option("--rules", metavar="FILE", help="Limits for the verdicts, instead of the run's."),
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever is there.")]
 
 
@@ -46,18 +51,18 @@ def version(
 
 @app.command()
 @reporting_errors
-def run(
+def run(  # noqa: PLR0913, PLR0917  one parameter per option
     config: ConfigPath,
     settings: Settings = None,
     out: OutDir = Path("runs"),
     device: Device = None,
+    rules: Rules = None,
     fresh: Fresh = False,
 ) -> None:
     """Train one net and record its gradients and units; an interrupted run goes on."""
     from gradexp.cli.running import run_config
 
-    overrides = [*(settings or []), *([f"device={device}"] if device else [])]
-    run_config(config, overrides, out, fresh=fresh)
+    run_config(config, _overrides(settings, device, rules), out, fresh=fresh)
 
 
 @app.command()
@@ -86,6 +91,7 @@ def sweep(  # noqa: PLR0913, PLR0917  one parameter per option
         typer.Option("--out", metavar="DIR", help="The sweep directory; default: sweeps/NAME."),
     ] = None,
     device: Device = None,
+    rules: Rules = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the cells and an estimate, run nothing.")
     ] = False,
@@ -100,8 +106,7 @@ def sweep(  # noqa: PLR0913, PLR0917  one parameter per option
     from gradexp.cli.sweeping import carry_out, print_plan
     from gradexp.sweep import SweepOptions, plan_sweep
 
-    overrides = [*(settings or []), *([f"device={device}"] if device else [])]
-    plan = plan_sweep(config, overrides, grid or [], seeds)
+    plan = plan_sweep(config, _overrides(settings, device, rules), grid or [], seeds)
     directory = out or Path("sweeps") / plan.name
     if dry_run:
         print_plan(plan, directory, workers)
@@ -119,13 +124,14 @@ def sweep(  # noqa: PLR0913, PLR0917  one parameter per option
 @app.command()
 @reporting_errors
 def status(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A sweep directory.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A sweep or a run.")],
     watch: Annotated[bool, typer.Option("--watch", help="Follow a sweep until it ends.")] = False,
+    rules: Rules = None,
 ) -> None:
     """What is planned, running, finished, diverged or failed, and why a cell failed."""
     from gradexp.cli.sweeping import show_status
 
-    show_status(directory, watch=watch)
+    show_status(directory, rules, watch=watch)
 
 
 @app.command()
@@ -153,9 +159,7 @@ def report(  # noqa: PLR0913, PLR0917  one parameter per option
             "--fail-on", metavar="VERDICT,...", help="Exit with 1 on one of these verdicts."
         ),
     ] = "",
-    rules: Annotated[
-        Path | None, typer.Option("--rules", metavar="FILE", help="Other limits for the verdicts.")
-    ] = None,
+    rules: Rules = None,
 ) -> None:
     """Tables, verdicts, statistics over seeds, figures and one page, from run directories."""
     from rich.console import Console
@@ -178,6 +182,16 @@ def report(  # noqa: PLR0913, PLR0917  one parameter per option
     for message in outcome.messages:
         typer.echo(message, err=True)
     raise typer.Exit(outcome.exit_code)
+
+
+def _overrides(settings: list[str] | None, device: str | None, rules: Path | None) -> list[str]:
+    """The options that stand for keys of the config, after the settings that they overrule."""
+    return [
+        *(settings or []),
+        *([f"device={device}"] if device else []),
+        # The file of a config is looked for beside the config, that of an option here.
+        *([f"rules={json.dumps(str(rules.resolve()))}"] if rules else []),
+    ]
 
 
 def _words(text: str) -> list[str]:
@@ -213,8 +227,6 @@ def show(config: ConfigPath, settings: Settings = None) -> None:
 @reporting_errors
 def schema() -> None:
     """The JSON Schema of a config, for editors."""
-    import json
-
     from gradexp.sweep.schema import schema_with_sweep
 
     typer.echo(json.dumps(schema_with_sweep(), indent=2))

@@ -14,6 +14,8 @@ from gradexp.registry import Entry, Option, Registry
 
 def listing(kind: str | None) -> Table:
     """All kinds with the names of their parts, or one kind in detail."""
+    if kind in REGISTRIES:
+        return _details(REGISTRIES[kind])
     registries = all_registries()
     if kind is None:
         return _overview(registries)
@@ -27,8 +29,9 @@ def listing(kind: str | None) -> Table:
 def all_registries() -> dict[str, Registry[Any]]:
     """Every registry whose parts users choose from, by kind."""
     from gradexp.analysis import RULES
+    from gradexp.probes import PROBES
 
-    return {**REGISTRIES, "rules": RULES}
+    return {**REGISTRIES, "probes": PROBES, "rules": RULES}
 
 
 def _overview(registries: dict[str, Registry[Any]]) -> Table:

@@ -34,10 +34,11 @@ def print_results(run: RunDir, console: Console) -> None:
     """The table per layer, the reading in one line, the verdicts, and where everything lies."""
     console.print(run_table(run))
     console.print()
-    for line in (reading(run), *_remarks(run)):
+    verdicts = judge(run)
+    for line in (reading(run, verdicts), *_remarks(run)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print()
-    console.print(verdict_table(judge(run)))
+    console.print(verdict_table(verdicts))
     console.print(f"\n{run.path}", markup=False, highlight=False, soft_wrap=True)
 
 

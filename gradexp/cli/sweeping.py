@@ -42,10 +42,10 @@ def carry_out(plan: Plan, directory: Path, options: SweepOptions) -> int:
     return outcome.exit_code
 
 
-def show_status(directory: Path, *, watch: bool) -> None:
+def show_status(directory: Path, limits: Path | None, *, watch: bool) -> None:
     """Print the state of a sweep once, or again and again until it has ended."""
     console = Console()
-    found = status(directory)
+    found = status(directory, limits)
     if not watch:
         console.print(status_table(found))
         return
@@ -56,5 +56,5 @@ def show_status(directory: Path, *, watch: bool) -> None:
         while found.live:
             live.update(status_table(found, console.height - LINES_BELOW), refresh=True)
             time.sleep(WATCH_SECONDS)
-            found = status(directory)
+            found = status(directory, limits)
         live.update(status_table(found), refresh=True)

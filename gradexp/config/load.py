@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -19,6 +17,8 @@ from gradexp.config.overrides import with_overrides
 from gradexp.config.schema import Config, config_type
 from gradexp.config.yaml_file import Source, read_yaml
 from gradexp.errors import ConfigError
+from gradexp.imports import fingerprint, import_file
+from gradexp.records import RULES_FILE
 
 ID_LENGTH = 10
 
@@ -40,6 +40,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
 def resolve(source: Source, folder: Path = Path()) -> Config:
     """Check raw settings against the schema; files named by `imports` lie relative to `folder`."""
     data = {**source.data, "imports": import_parts(source, folder)}
+    if isinstance(source.data.get("rules"), str):
+        data["rules"] = rules_path(source, folder)
     try:
         return config_type().model_validate(data)
     except ValidationError as error:
@@ -63,39 +65,26 @@ def import_parts(source: Source, folder: Path) -> Any:
         return names  # the schema says what is wrong with it
     paths = [(folder / name).resolve() for name in names]
     for index, path in enumerate(paths):
-        _import_file(path, source.origin(("imports", index)))
+        import_file(path, source.origin(("imports", index)))
     return [str(path) for path in paths]
 
 
-def _import_file(path: Path, origin: str) -> None:
+def rules_path(source: Source, folder: Path) -> str:
+    """The absolute path of the file with limits for the rules."""
+    path = (folder / source.data["rules"]).resolve()
     if not path.is_file():
-        raise ConfigError(f"{origin}  imports: {path} is not a file")
-    name = f"gradexp_parts_{fingerprint(path)}"
-    if name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{origin}  imports: {path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        raise ConfigError(
-            f"{origin}  imports: {path} failed: {type(error).__name__}: {error}"
-        ) from error
-    sys.modules[name] = module
-    config_type.cache_clear()
-
-
-def fingerprint(path: Path) -> str:
-    """A short hash of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        raise ConfigError(f"{source.origin(('rules',))}  rules: {path} is not a file")
+    return str(path)
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The config as plain data: complete, in the order of the schema, imports by file name."""
+    """The config as plain data: complete, in the order of the schema.
+
+    Files are named as their copies beside the config in a run directory are.
+    """
     plain = config.model_dump(mode="json")
-    return {**plain, "imports": [Path(path).name for path in config.imports]}
+    imports = [Path(path).name for path in config.imports]
+    return {**plain, "imports": imports, "rules": config.rules and RULES_FILE}
 
 
 def to_yaml(config: Config) -> str:
@@ -104,8 +93,11 @@ def to_yaml(config: Config) -> str:
 
 
 def run_id(config: Config) -> str:
-    """A hash of everything that decides a run's figures: the config and the imported files."""
+    """A hash of everything that decides a run's figures: the config and the imported files.
+
+    How a run is called and judged decides none of them.
+    """
     content = {**settings(config), "imports": [fingerprint(Path(path)) for path in config.imports]}
-    del content["name"]
+    del content["name"], content["rules"]
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH]

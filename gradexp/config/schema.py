@@ -12,7 +12,7 @@ from gradexp.data import AUGMENTATIONS, DATASETS, Dataset
 from gradexp.errors import ConfigError
 from gradexp.nn import ACTIVATIONS, INITS, MODELS, NORMS, RESIDUALS, Blueprint
 from gradexp.optim import CLIPS, OPTIMIZERS, SCHEDULES
-from gradexp.registry import Count, Fraction, NonNegative, NonNegativeInt, Registry
+from gradexp.registry import Count, Entry, Fraction, NonNegative, NonNegativeInt, Registry
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "activations": ACTIVATIONS,
@@ -111,6 +111,7 @@ class Config(Strict):
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     imports: Words = ()
+    rules: str | None = None
     data: DataConfig
     model: ModelConfig
     train: TrainConfig
@@ -153,9 +154,13 @@ def _conflicts(config: Config) -> list[tuple[bool, str]]:
     ]
 
 
-@cache
 def config_type() -> type[Config]:
-    """`Config` with the parts that are registered now; forget it with `config_type.cache_clear`."""
+    """`Config` with the parts that are registered now."""
+    return _config_type(tuple(tuple(registry) for registry in REGISTRIES.values()))
+
+
+@cache
+def _config_type(_registered: tuple[tuple[Entry[Any], ...], ...]) -> type[Config]:
     data_fields = {"augment": (choice(AUGMENTATIONS, "none"), "none")}
     data = choice(DATASETS, "digits", base=DataConfig, tag="dataset", fields=data_fields)
     model_fields = {

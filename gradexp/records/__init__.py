@@ -1,7 +1,17 @@
 """Run directories: the data dictionary, append-only writing and tolerant reading."""
 
 from gradexp.records.files import TableWriter, read_json, read_table, write_atomically, write_json
-from gradexp.records.run_dir import DIVERGED, DONE, FAILED, FINISHED, RUNNING, RunDir, lock_file
+from gradexp.records.run_dir import (
+    DIVERGED,
+    DONE,
+    FAILED,
+    FINISHED,
+    RULES_FILE,
+    RUNNING,
+    RunDir,
+    is_locked,
+    lock_file,
+)
 from gradexp.records.tables import TABLES, Column, Table, Value
 
 __all__ = [
@@ -9,6 +19,7 @@ __all__ = [
     "DONE",
     "FAILED",
     "FINISHED",
+    "RULES_FILE",
     "RUNNING",
     "TABLES",
     "Column",
@@ -16,6 +27,7 @@ __all__ = [
     "Table",
     "TableWriter",
     "Value",
+    "is_locked",
     "lock_file",
     "read_json",
     "read_table",

@@ -23,6 +23,7 @@ from gradexp.records.tables import TABLES, Column
 
 RUNNING, FINISHED, DIVERGED, FAILED = "running", "finished", "diverged", "failed"
 DONE = (FINISHED, DIVERGED)
+RULES_FILE = "rules.yaml"  # in the directory of a run or sweep
 
 
 class RunDir:
@@ -34,6 +35,7 @@ class RunDir:
         self.manifest = path / "manifest.json"
         self.summary = path / "summary.json"
         self.evidence = path / "evidence.json"
+        self.rules = path / RULES_FILE
         self.checkpoint = path / "checkpoint.pt"
         self.traceback = path / "traceback.txt"
         self.lock = path / ".lock"
@@ -124,11 +126,27 @@ class RunDir:
             else:
                 child.unlink()
 
+    def in_use(self) -> bool:
+        """Whether a process is working on the run; nothing is held or made."""
+        return is_locked(self.lock)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory alone; the system lets go of it when the process ends."""
         with lock_file(self.lock, f"{self.path}: another process is working on this run"):
             yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds a lock file; it is only tried, never kept."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

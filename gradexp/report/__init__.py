@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import RenderableType
 
-from gradexp.analysis import VERDICTS
 from gradexp.errors import ConfigError, nearest
 from gradexp.report.formats import FORMATS
 from gradexp.report.overview import overview
@@ -60,8 +59,8 @@ def make_report(  # noqa: PLR0913  one keyword for every option of the command
         RunError: there is no run below the paths, or a file cannot be written.
     """
     _check("--format", [format], [TABLE, *FORMATS])
-    _check("--fail-on", fail_on, VERDICTS)
     seen = overview(paths, by, rules)
+    _check("--fail-on", fail_on, seen.verdict_names)
     messages = seen.status_lines()
     if figures:
         from gradexp.report.figures import write_figures

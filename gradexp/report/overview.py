@@ -19,7 +19,8 @@ from gradexp.analysis import (
     degradation,
     find_axes,
     into_cells,
-    load_rules,
+    own_rules,
+    place_of,
     resolve_axes,
     short_names,
 )
@@ -50,6 +51,12 @@ class Overview:
     def names(self) -> dict[str, str]:
         """The axes by their short names."""
         return short_names(self.axes)
+
+    @cached_property
+    def verdict_names(self) -> list[str]:
+        """Every verdict there is: those of rules of a user's own are known by the rule's name."""
+        given = {verdict.name for run in self.collection.runs for verdict in run.verdicts}
+        return sorted({*VERDICTS, *own_rules(), *given}, key=place_of)
 
     @cached_property
     def degradation(self) -> list[Comparison]:
@@ -118,7 +125,7 @@ def overview(paths: Sequence[Path], by: Sequence[str] = (), rules: Path | None =
         by: config keys to group by, whole or by their last words; what differs when empty.
         rules: a file with limits for the rules.
     """
-    collection = collect(paths, load_rules(rules) if rules else None)
+    collection = collect(paths, rules)
     runs = collection.runs
     axes = resolve_axes(by, runs) if by else find_axes(runs)
     return Overview(collection, axes, into_cells(runs, axes), missing_runs(paths))
@@ -136,6 +143,6 @@ def _some(names: Sequence[str], at_most: int = 5) -> str:
     return shown if len(names) <= at_most else f"{shown} and {len(names) - at_most} more"
 
 
-def by_severity(cell: Cell) -> int:
+def by_severity(cell: Cell) -> tuple[int, str]:
     """A sorting key: the position of the cell's verdict among all verdicts."""
-    return VERDICTS.index(cell.verdict)
+    return place_of(cell.verdict)

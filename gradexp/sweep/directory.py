@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from gradexp.errors import RunError
-from gradexp.records import RunDir, write_atomically
+from gradexp.records import RULES_FILE, RunDir, write_atomically
 from gradexp.sweep.plan import Plan
 
 PATIENCE_SECONDS = 20.0  # workers of a killed sweep hold its lock for a moment longer
@@ -30,6 +30,7 @@ class SweepDir:
         self.runs = path / "runs"
         self.table = path / "runs.csv"
         self.log = path / "workers.log"
+        self.rules = path / RULES_FILE
         self.lock = path / ".lock"
 
     @classmethod
@@ -66,6 +67,9 @@ class SweepDir:
         for path in plan.cells[0].config.imports:
             with contextlib.suppress(shutil.SameFileError):
                 shutil.copy(path, self.path)
+        if rules := plan.cells[0].config.rules:
+            with contextlib.suppress(shutil.SameFileError):
+                shutil.copy(rules, self.rules)
         write_atomically(self.config, plan.text.encode())
         columns, rows = merged(plan, *self.read_plan(), self.runs)
         write_atomically(self.plan, csv_text(columns, rows).encode())

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from gradexp.analysis import load_rules
 from gradexp.config import (
     Config,
     Source,
@@ -84,6 +85,8 @@ def plan_sweep(
     _refuse_seed_twice(chosen, block)
     configs = _resolved(base, chosen, path.parent)
     cells = _cells(list(zip(chosen, configs, strict=True)), block)
+    for rules in {cell.config.rules for cell in cells if cell.config.rules}:
+        load_rules(Path(rules))
     axes = tuple(key for key in _keys(chosen) if key != "seed")
     return Plan(cells[0].config.name, axes, cells, block.resources, _text(base, block, cells))
 
@@ -162,7 +165,8 @@ def _at(data: Any, key: str) -> Any:
 
 def _text(base: Source, block: SweepConfig, cells: Sequence[Cell]) -> str:
     """The sweep as YAML; `gradexp sweep` on it plans the same cells."""
-    imports = [Path(path).name for path in cells[0].config.imports]
-    data = {**base.data, **({"imports": imports} if imports else {})}
+    copies = settings(cells[0].config)
+    files = {key: copies[key] for key in ("imports", "rules") if copies[key]}
+    data = {**base.data, **files}
     sweep = block.model_dump(mode="json", exclude_defaults=True)
     return yaml.safe_dump({**data, "sweep": sweep}, sort_keys=False, allow_unicode=True)

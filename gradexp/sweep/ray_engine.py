@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gradexp.errors import ConfigError, RunError
-from gradexp.records import RUNNING, RunDir
+from gradexp.records import RULES_FILE, RUNNING, RunDir
 from gradexp.sweep.directory import SweepDir
 from gradexp.sweep.events import Began, Ended, Event, Events, StopRequest, Waiting
 from gradexp.sweep.local import SECONDS_TO_STOP, record_failure
@@ -30,8 +30,13 @@ INCOMING = ".incoming"
 QUEUED_PER_WORKER = 2  # tasks that wait in the cluster, so that no core is idle between two cells
 
 
-def carry_out_elsewhere(
-    name: str, content: dict[str, Any], imports: dict[str, bytes], begun: bytes | None, cpus: int
+def carry_out_elsewhere(  # noqa: PLR0913, PLR0917  what travels to another machine
+    name: str,
+    content: dict[str, Any],
+    imports: dict[str, bytes],
+    rules: bytes | None,
+    begun: bytes | None,
+    cpus: int,
 ) -> bytes:
     """Carry out one cell in a folder of its own; returns its run directory as a tar archive.
 
@@ -41,6 +46,7 @@ def carry_out_elsewhere(
         name: of the run directory.
         content: the settings of the cell.
         imports: the files that it imports, by name: they need not be on this machine.
+        rules: the file with limits for its rules.
         begun: the run directory of an interrupted attempt, to go on from.
         cpus: how many threads to use.
     """
@@ -56,6 +62,9 @@ def carry_out_elsewhere(
         for file, text in imports.items():
             (parts / file).write_bytes(text)
         content = {**content, "imports": [str(parts / file) for file in imports]}
+        if rules is not None:
+            content["rules"] = str(parts / RULES_FILE)
+            (parts / RULES_FILE).write_bytes(rules)
         if begun:
             runs.mkdir()
             unpack(begun, runs / name)
@@ -174,12 +183,13 @@ class RayEngine:
 
     def _arguments(
         self, cell: Cell
-    ) -> tuple[str, dict[str, Any], dict[str, bytes], bytes | None, int]:
+    ) -> tuple[str, dict[str, Any], dict[str, bytes], bytes | None, bytes | None, int]:
         imports = {Path(path).name: Path(path).read_bytes() for path in cell.config.imports}
+        rules = Path(cell.config.rules).read_bytes() if cell.config.rules else None
         run = self._sweep.run(cell.run)
         begun = packed(run.path) if run.checkpoint.exists() else None
         content = cell.config.model_dump(mode="json")
-        return cell.run, content, imports, begun, self._resources.cpus
+        return cell.run, content, imports, rules, begun, self._resources.cpus
 
     def _ended(self, reference: Any, cell: Cell) -> Event:
         """Bring the run directory home; a task that failed for good is a failed cell."""

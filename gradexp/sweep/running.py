@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gradexp.analysis import judge_again
 from gradexp.records import FAILED
 from gradexp.sweep.directory import SweepDir
 from gradexp.sweep.events import Began, Ended, Engine, Event, StopRequest
@@ -82,6 +83,7 @@ def run_sweep(
     sweep = SweepDir(out)
     with sweep.locked() as lock, StopRequest() as stop:
         sweep.write_plan(plan)
+        _judge_again(sweep, plan)
         table = RunTable(sweep)
         runs = [cell.run for cell in plan.cells]
         rows = [table.rows[run] for run in runs]
@@ -100,6 +102,14 @@ def run_sweep(
         failures={run: table.rows[run]["error"] for run in runs if table.status(run) == FAILED},
         interrupted=bool(pending_of(rows)) and stop.by_signal,
     )
+
+
+def _judge_again(sweep: SweepDir, plan: Plan) -> None:
+    """What is done already is judged by the plan's rules too."""
+    for cell in plan.cells:
+        run = sweep.run(cell.run)
+        if (cell.config.rules or run.rules.is_file()) and run.done():
+            judge_again(run, cell.config)
 
 
 def _engine(plan: Plan, sweep: SweepDir, lock: int, options: SweepOptions) -> Engine:

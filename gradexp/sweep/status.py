@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gradexp.records import FAILED, RUNNING
+from gradexp.records import FAILED, RUNNING, RunDir, is_locked
 from gradexp.sweep.directory import SweepDir, read_csv
-from gradexp.sweep.table import INTERRUPTED, PLANNED, STATES, Row, RunTable, mean_seconds
+from gradexp.sweep.table import INTERRUPTED, PLANNED, STATES, Row, RunTable, mean_seconds, result_of
 from gradexp.sweep.view import duration
 
 STYLES = {FAILED: "bold red", "diverged": "yellow", RUNNING: "cyan", PLANNED: "dim"}
@@ -25,13 +24,13 @@ class SweepStatus:
     """Where a sweep stands.
 
     Attributes:
-        directory: the sweep directory.
+        runs: the folder of its runs.
         axes: the names of its axes.
         rows: one row a cell, in the order of the plan, as in `runs.csv`.
         live: whether a sweep is at work there now.
     """
 
-    directory: Path
+    runs: Path
     axes: list[str]
     rows: list[Row]
     live: bool
@@ -42,31 +41,33 @@ class SweepStatus:
         return Counter(row["status"] for row in self.rows)
 
 
-def status(path: Path) -> SweepStatus:
-    """The state of every cell of a sweep directory.
+def status(path: Path, limits: Path | None = None) -> SweepStatus:
+    """The state of every cell of a sweep directory, or of one run by itself.
+
+    Done runs are judged by the rules file `limits` where it is given.
 
     Raises:
-        RunError: it is not a sweep directory, or it cannot be read.
+        ConfigError: the rules file is wrong.
+        RunError: it is neither, or it cannot be read.
     """
+    if RunDir(path).manifest.is_file():
+        return _of_run(RunDir(path), limits)
     sweep = SweepDir.open(path)
     columns, _ = sweep.read_plan()
     axes = [name for name in columns if name not in ("id", "run")]
-    live = _at_work(sweep)
-    written = read_csv(sweep.table)[1] if live else []
-    rows = written or list(RunTable(sweep).rows.values())
-    return SweepStatus(path, axes, rows, live)
+    live = is_locked(sweep.lock)
+    written = read_csv(sweep.table)[1] if live and not limits else []
+    rows = written or list(RunTable(sweep, limits).rows.values())
+    return SweepStatus(sweep.runs, axes, rows, live)
 
 
-def _at_work(sweep: SweepDir) -> bool:
-    """Whether somebody holds the lock; it is only tried, never kept."""
-    try:
-        with sweep.lock.open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+def _of_run(run: RunDir, limits: Path | None) -> SweepStatus:
+    """A run by itself: as a sweep of one cell."""
+    live = run.in_use()
+    row = {"run": run.name, **result_of(run, limits)}
+    if live:
+        row["status"] = RUNNING
+    return SweepStatus(run.path.parent, ["run"], [row], live)
 
 
 def status_table(found: SweepStatus, most: int | None = None) -> RenderableType:
@@ -102,7 +103,7 @@ def _errors(found: SweepStatus) -> list[Text]:
     for row in found.rows:
         if row["status"] != FAILED:
             continue
-        run = SweepDir(found.directory).run(row["run"])
+        run = RunDir(found.runs / row["run"])
         where = run.traceback if run.traceback.is_file() else run.path
         texts.append(Text(f"\nfailed {row['run']}: {row['error']}\n  {where}", "red"))
     return texts
@@ -112,7 +113,8 @@ def summary_line(found: SweepStatus) -> str:
     """Counts in words, what is left, and how to go on."""
     counts = found.counts
     parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-    line = f"{len(found.rows)} cells: {', '.join(parts)}"
+    cells = "1 cell" if len(found.rows) == 1 else f"{len(found.rows)} cells"
+    line = f"{cells}: {', '.join(parts)}"
     undone = sum(counts[state] for state in (PLANNED, RUNNING, INTERRUPTED))
     each = mean_seconds(found.rows)
     if undone and not math.isnan(each):

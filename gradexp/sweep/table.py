@@ -6,8 +6,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from gradexp.analysis import judge, rules_of
 from gradexp.errors import RunError
 from gradexp.records import DONE, FAILED, RUNNING, RunDir, write_atomically
 from gradexp.sweep.directory import SweepDir, csv_text
@@ -35,15 +37,16 @@ Row = dict[str, str]
 class RunTable:
     """The rows of a sweep's runs, kept on disk; built anew from the run directories at the start.
 
-    While a large sweep works, the file is replaced as often as that takes 5 % of the time.
+    Verdicts are those that the runs ended with, or by the rules file `limits`. While a large sweep
+    works, the file is replaced as often as that takes 5 % of the time.
     """
 
-    def __init__(self, directory: SweepDir) -> None:
-        self._directory = directory
+    def __init__(self, directory: SweepDir, limits: Path | None = None) -> None:
+        self._directory, self._limits = directory, limits
         axes, rows = directory.read_plan()
         self.columns = ["run", *(name for name in axes if name != "run"), *RESULT]
         self.rows: dict[str, Row] = {
-            row["run"]: {**row, **result_of(directory.run(row["run"]))} for row in rows
+            row["run"]: {**row, **result_of(directory.run(row["run"]), limits)} for row in rows
         }
         self._next_write = 0.0
         self._changed = True
@@ -62,7 +65,7 @@ class RunTable:
 
     def end(self, run: str, error: str | None) -> None:
         """A run has ended: read what it left; `error` is what to say when it left nothing."""
-        result = result_of(self._directory.run(run))
+        result = result_of(self._directory.run(run), self._limits)
         if error and result["status"] != FAILED:
             result |= {"status": FAILED, "error": error}
         self._put(run, result)
@@ -71,7 +74,7 @@ class RunTable:
         """Nothing runs any more: read again what was at work, and write the file."""
         for run, row in self.rows.items():
             if row["status"] == RUNNING:
-                self._put(run, result_of(self._directory.run(run)))
+                self._put(run, result_of(self._directory.run(run), self._limits))
         self._changed = True
         self._next_write = 0.0
         self.write_if_due()
@@ -93,7 +96,7 @@ class RunTable:
         self._changed = False
 
 
-def result_of(run: RunDir) -> Row:
+def result_of(run: RunDir, limits: Path | None = None) -> Row:
     """What a run directory says of its run: state, figures, verdicts, error.
 
     A run that was begun and is neither done nor failed is interrupted; so is one whose manifest or
@@ -110,7 +113,10 @@ def result_of(run: RunDir) -> Row:
         return {"status": FAILED, "error": str(manifest.get("error", "")), **_seconds(manifest)}
     if status not in DONE or not summary:
         return {"status": INTERRUPTED}
-    verdicts = [str(verdict["name"]) for verdict in summary.get("verdicts", [])]
+    if limits:
+        verdicts = [verdict.name for verdict in judge(run, rules_of(run, limits))]
+    else:
+        verdicts = [str(verdict["name"]) for verdict in summary.get("verdicts", [])]
     return {
         "status": status,
         **{name: _text(summary.get(name)) for name in FIGURES},

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gradexp.analysis import conclude
+from gradexp.analysis import conclude, judge_again, load_rules, own_rules, take_rules
 from gradexp.config import Config, run_id, to_yaml
-from gradexp.config.load import fingerprint
+from gradexp.imports import fingerprint
 from gradexp.recorder import Life, environment, write_layers
 from gradexp.records import DIVERGED, FINISHED, RunDir, write_atomically
 from gradexp.train import checkpoint
@@ -57,15 +57,18 @@ def execute(
         checkpoint_seconds: the longest time whose work a kill can cost.
 
     Raises:
-        ConfigError: the device is not available, or the data set too small.
+        ConfigError: the device is not available, the data set too small, or a rules file wrong.
         DataError: the data set is missing or damaged.
         RunError: the directory is in use or cannot be written.
     """
     run = run_dir(config, parent)
+    if config.rules:
+        load_rules(Path(config.rules))
     with run.locked():
         if fresh:
             run.clear()
         if run.done():
+            judge_again(run, config)
             return Outcome(run, already_done=True)
         return _carry_out(config, run, observer or Observer(), checkpoint_seconds)
 
@@ -104,10 +107,12 @@ def _begin(config: Config, run: RunDir, device: Any, state: Any) -> Life:
     for path in config.imports:
         shutil.copy(path, run.path)
     write_atomically(run.config, to_yaml(config).encode())
+    take_rules(run, config)
     content = {
         "name": config.name,
         "id": run_id(config),
         "imports": {Path(path).name: fingerprint(Path(path)) for path in config.imports},
+        "own_rules": own_rules(Path(path) for path in config.imports),
         **environment(device),
     }
     return Life(run, earlier, content)

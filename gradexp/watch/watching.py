@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradexp.analysis import Verdict, conclude, judge, reading
+from gradexp.analysis import Verdict, conclude, judge, load_rules, own_rules, reading
 from gradexp.errors import ConfigError, RunError
 from gradexp.nn.observed import Observed
 from gradexp.probes import PROBES, Prober, ProbeSet, Subject, added_columns
@@ -52,6 +53,7 @@ def watch(  # noqa: PLR0913  one keyword for every choice
     gradients_every: int = 1,
     scaler: Any = None,
     stop_on_nonfinite: bool = False,
+    rules: str | Path | None = None,
 ) -> Watch:
     """Watch a module while a loop of your own trains it.
 
@@ -67,6 +69,7 @@ def watch(  # noqa: PLR0913  one keyword for every choice
         gradients_every: steps between rows of `gradients.csv`.
         scaler: the loop's `GradScaler`, where it has one: figures are those of unscaled gradients.
         stop_on_nonfinite: raise before the update of the first step that is not finite.
+        rules: a file with limits for the rules by which the run is judged.
 
     Raises:
         ConfigError: the arguments do not fit together.
@@ -79,7 +82,10 @@ def watch(  # noqa: PLR0913  one keyword for every choice
     if gradients_every < 1:
         raise ConfigError(f"watch: gradients_every= must be at least 1, got {gradients_every}")
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or []
-    settings = Settings(Path(out), every, gradients_every, stop_on_nonfinite)
+    limits = None if rules is None else Path(rules)
+    if limits:
+        load_rules(limits)
+    settings = Settings(Path(out), every, gradients_every, stop_on_nonfinite, limits)
     return Watch(model, list(optimizers), probe, loss, scaler, settings)
 
 
@@ -91,6 +97,7 @@ class Settings:
     every: int | Literal["auto"]
     gradients_every: int
     stop_on_nonfinite: bool
+    rules: Path | None
 
 
 class Watch:
@@ -115,6 +122,8 @@ class Watch:
         self._optimizers, self._scaler, self._settings = optimizers, scaler, settings
         self._device = next(self._module.parameters()).device
         self.run = free_run(settings.out)
+        self._hold = ExitStack()
+        self._hold.enter_context(self.run.locked())
         self.layers: list[Observed] = []
         self.steps = 0
         self._written = 0  # steps in the tables
@@ -124,8 +133,15 @@ class Watch:
         self._prober: Prober | None = None
         self._closed = False
         self._inputs: Any = None
-        content = {"name": self.run.name, "watched": True, **environment(self._device)}
+        content = {
+            "name": self.run.name,
+            "watched": True,
+            "own_rules": own_rules(),
+            **environment(self._device),
+        }
         self._life = Life(self.run, {}, content)
+        if settings.rules:
+            write_atomically(self.run.rules, settings.rules.read_bytes())
         write_atomically(self.run.config, to_yaml(described(self._module, optimizers, loss)))
         self._began = time.perf_counter()
         if probe is not None and loss is not None:
@@ -244,7 +260,8 @@ class Watch:
     def diagnosis(self) -> Diagnosis:
         """What is to be said of the run so far."""
         self._flush()
-        return Diagnosis(reading(self.run), judge(self.run))
+        verdicts = judge(self.run)
+        return Diagnosis(reading(self.run, verdicts), verdicts)
 
     def close(self) -> None:
         """A last look; then everything is written, judged, and the hooks are taken away."""
@@ -285,6 +302,7 @@ class Watch:
         if self.layers:
             self._watcher.close()
             self._recording.close()
+        self._hold.close()
 
     def __enter__(self) -> Self:
         return self

@@ -79,7 +79,7 @@ def stalled(
     """
     reached, totals = learning(evidence), evidence.totals
     going_nowhere = reached.gain < gain and reached.recent_gain < max(recent, 2 * reached.error)
-    if totals.steps < steps or not going_nowhere or diverged(evidence):
+    if totals.steps < steps or not going_nowhere:
         return None
     first, *_, last = totals.loss_quarters
     return Verdict(

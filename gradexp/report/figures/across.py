@@ -8,12 +8,13 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from gradexp.analysis import QUANTITY, VERDICTS, Cell
+from gradexp.analysis import QUANTITY, Cell
 from gradexp.report.figures.charts import log_axis
 from gradexp.report.figures.grids import Grid, grid
 from gradexp.report.figures.layout import Layout
 from gradexp.report.figures.theme import (
     ORDERED,
+    OTHER_VERDICT,
     VERDICT_COLORS,
     column_title,
     quantity_title,
@@ -107,7 +108,9 @@ def _box_chart(place: Layout, name: str, data: list[Grid]) -> alt.Chart:
 
 def _verdict_boxes(place: Layout, values: list[Grid]) -> alt.LayerChart:
     """A box per cell in the colour of its verdict, with its name."""
-    scale = alt.Scale(domain=list(VERDICTS), range=[VERDICT_COLORS[name] for name in VERDICTS])
+    names = place.overview.verdict_names
+    colors = [VERDICT_COLORS.get(name, OTHER_VERDICT) for name in names]
+    scale = alt.Scale(domain=names, range=colors)
     base = _box_chart(place, "verdicts", values)
     boxes = base.mark_rect(cornerRadius=CORNERS).encode(
         color=alt.Color("verdict:N", scale=scale, legend=None),

@@ -26,6 +26,7 @@ VERDICT_COLORS = {  # light enough for dark text on them
     "stalled": "#c4c4c4",
     "healthy": "#a5d6b7",
 }
+OTHER_VERDICT = "#e3d5c5"  # of a rule of the user's own
 ORDERED = "viridis"  # perceptually even, also in grey
 FONT = "Helvetica, Arial, Liberation Sans, DejaVu Sans, sans-serif"
 
