@@ -16,7 +16,7 @@ from gradexp.analysis.quantities import QUANTITIES
 from gradexp.analysis.verdicts import LEVELS, Level, place_of
 from gradexp.errors import ConfigError, nearest
 
-NO_AXIS = ("name", "seed", "device")  # keys in which runs of one cell may differ
+NO_AXIS = ("name", "seed", "device", "rules")  # keys in which runs of one cell may differ
 RESAMPLES = 1999
 CONFIDENCE = 0.95
 
@@ -131,7 +131,7 @@ def into_cells(runs: Sequence[JudgedRun], axes: Sequence[str]) -> list[Cell]:
     """Runs grouped by their values on the axes, in the order of these values."""
     groups: dict[tuple[Any, ...], list[JudgedRun]] = defaultdict(list)
     for run in runs:
-        groups[tuple(run.config.get(axis) for axis in axes)].append(run)
+        groups[tuple(hashable(run.config.get(axis)) for axis in axes)].append(run)
     keys = sorted(groups, key=lambda key: [in_order(value) for value in key])
     statistics = _statistics([groups[key] for key in keys])
     return [
@@ -147,6 +147,11 @@ def in_order(value: Any) -> tuple[int, float, str]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return (0, float(value), "")
     return (1, 0.0, str(value))
+
+
+def hashable(value: Any) -> Any:
+    """A value of an axis as a key: a list as its text."""
+    return str(value) if isinstance(value, list) else value
 
 
 def _statistics(groups: Sequence[Sequence[JudgedRun]]) -> list[dict[str, Statistic]]:

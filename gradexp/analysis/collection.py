@@ -143,10 +143,7 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def _flat(prefix: str, content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
-        path = f"{prefix}.{key}".lstrip(".")
-        if isinstance(value, dict):
-            yield from _flat(path, value)
+        if not isinstance(value, dict):
+            yield (prefix if key == "name" and prefix else f"{prefix}.{key}".lstrip(".")), value
         else:
-            # Lists are told as texts: values of an axis must be hashable.
-            text = str(value) if isinstance(value, list) else value
-            yield (prefix if key == "name" and prefix else path), text
+            yield from _flat(f"{prefix}.{key}".lstrip("."), value)

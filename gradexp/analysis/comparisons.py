@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gradexp.analysis.cells import NO_AXIS, find_axes, in_order
+from gradexp.analysis.cells import NO_AXIS, find_axes, hashable, in_order
 from gradexp.analysis.collection import JudgedRun
 from gradexp.analysis.decay import Array
 
@@ -122,7 +122,7 @@ def _by_recipe_and_seed(runs: Sequence[JudgedRun], axis: str, quantity: str) -> 
     for run in runs:
         if axis in run.config and not math.isnan(run.figures[quantity]):
             key = (_recipe(run, axis), run.seed)
-            values[key][run.config[axis]] = run.figures[quantity]
+            values[key][hashable(run.config[axis])] = run.figures[quantity]
     return values
 
 
