@@ -52,7 +52,8 @@ class Layer(nn.Module):
         self.activation = (
             parts.activation.module(spec.width_at("activation")) if spec.hidden else nn.Identity()
         )
-        self.dropout = nn.Dropout(parts.dropout) if parts.dropout else nn.Identity()
+        dropped = parts.dropout if "dropout" in spec.stages else 0.0
+        self.dropout = nn.Dropout(dropped) if dropped else nn.Identity()
         stages = [getattr(self, stage) for stage in spec.stages]
         split = spec.stages.index("activation") if joined_early else len(stages)
         self.before, self.after = (

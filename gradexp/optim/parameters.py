@@ -8,14 +8,14 @@ net, also one that belongs to somebody else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradexp.optim.rows import Rows, as_rows, row_norms
+from gradexp.optim.rows import LONGEST_ROW, Rows, norms_of_rows, row_length, row_norms
 
 Groups: TypeAlias = list[dict[str, Any]]
 
@@ -87,8 +87,8 @@ def keep(weights: Sequence[Tensor], everything: Iterable[Tensor]) -> Parameters:
 
 
 def ordered(weights: Sequence[Tensor], everything: Iterable[Tensor]) -> list[Any]:
-    """Weights first, each parameter once."""
-    unique = {id(one): one for one in (*weights, *everything)}
+    """Weights first, each parameter once; there is nothing to keep of an empty one."""
+    unique = {id(one): one for one in (*weights, *everything) if one.numel()}
     return list(unique.values())
 
 
@@ -187,6 +187,62 @@ def _groups(tensors: list[nn.Parameter], weights: int, weight_decay: float) -> G
     return _some((trainable, weight_decay), (others, 0.0))
 
 
+class Pieces:
+    """How tensors that lie apart are measured: in a few operations, whatever their number.
+
+    A large tensor is a matrix of rows by itself; small ones of one size are the rows of a matrix.
+
+    Attributes:
+        count: of all pieces.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        alike: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes):
+            alike.setdefault((size, index if size > LONGEST_ROW else -1), []).append(index)
+        self._groups = [(row_length(size), group) for (size, _), group in alike.items()]
+        order = [index for _, group in self._groups for index in group]
+        self._rows = [sizes[index] // row_length(sizes[index]) for index in order]
+        self._order = order
+        self._first = np.cumsum([0, *self._rows[:-1]])
+        self._place = np.argsort(order)
+        self._known: dict[tuple[bool, ...], Tensor] = {}
+        self.count = sum(self._rows)
+
+    def norms(self, values: Sequence[Tensor | None]) -> Tensor:
+        """L2 norms of all pieces; 0 for those of what is None."""
+        matrices = list(self._matrices(values))
+        if not matrices:
+            return torch.zeros(self.count)
+        norms = norms_of_rows(matrices)
+        if len(norms) == self.count:
+            return norms
+        found = torch.zeros(self.count, dtype=norms.dtype, device=norms.device)
+        found[self._places([one is not None for one in values], norms.device)] = norms
+        return found
+
+    def _matrices(self, values: Sequence[Tensor | None]) -> Iterator[Tensor]:
+        for length, group in self._groups:
+            known = [one for index in group if (one := values[index]) is not None]
+            if len(known) == 1:
+                yield known[0].reshape(-1, length)
+            elif known:
+                yield torch.stack([one.reshape(-1) for one in known])
+
+    def _places(self, known: list[bool], device: torch.device) -> Tensor:
+        """The positions of the pieces of what is known."""
+        key = tuple(known)
+        if key not in self._known:
+            chosen = np.repeat([known[index] for index in self._order], self._rows)
+            self._known[key] = torch.from_numpy(np.flatnonzero(chosen)).to(device)
+        return self._known[key]
+
+    def together(self, squares: np.ndarray) -> np.ndarray:
+        """Sums over the pieces of each tensor: [steps, pieces] to [steps, tensors]."""
+        sums: np.ndarray = np.add.reduceat(squares, self._first, axis=1)[:, self._place]
+        return sums
+
+
 class SeparateParameters:
     """Parameters of any type, frozen or shared ones too, as they lie.
 
@@ -198,23 +254,17 @@ class SeparateParameters:
     def __init__(self, tensors: list[nn.Parameter], weights: int) -> None:
         self.tensors, self.weights = tensors, weights
         self._weights = tensors[:weights]
-        pieces = [len(as_rows(one.detach())) for one in tensors]
-        self._first = np.cumsum([0, *pieces[:-1]])
-        self._pieces = pieces
+        sizes = [one.numel() for one in tensors]
+        self._all, self._of_weights = Pieces(sizes), Pieces(sizes[:weights])
         self._before: list[Tensor] = []
 
     def gradient_norms(self) -> Tensor:
         """Of moderately long parts of each gradient."""
-        return torch.cat(
-            [
-                _norms(one.grad) if one.grad is not None else torch.zeros(pieces, device=one.device)
-                for one, pieces in zip(self.tensors, self._pieces, strict=True)
-            ]
-        )
+        return self._all.norms([one.grad for one in self.tensors])
 
     def weight_norms(self) -> Tensor:
         """Alike."""
-        return torch.cat([_norms(one.detach()) for one in self._weights])
+        return self._of_weights.norms([one.detach() for one in self._weights])
 
     def remember(self) -> None:
         """A copy of each."""
@@ -227,13 +277,12 @@ class SeparateParameters:
     def change_norms(self) -> Tensor:
         """Alike; what was remembered is used up."""
         torch._foreach_sub_(self._before, [one.detach() for one in self._weights])
-        return torch.cat([_norms(one) for one in self._before])
+        return self._of_weights.norms(self._before)
 
     def by_tensor(self, squares: np.ndarray) -> np.ndarray:
         """Each tensor has so many pieces."""
-        first = self._first[self._first < squares.shape[1]]
-        sums: np.ndarray = np.add.reduceat(squares, first, axis=1)
-        return sums
+        pieces = self._all if squares.shape[1] == self._all.count else self._of_weights
+        return pieces.together(squares)
 
     def gradients(self) -> list[Tensor]:
         """Of those that have one."""
@@ -262,7 +311,3 @@ class SeparateParameters:
         """A copy of each."""
         for one, before in zip(self.tensors, state, strict=True):
             one.detach().copy_(before)
-
-
-def _norms(tensor: Tensor) -> Tensor:
-    return row_norms(as_rows(tensor))

@@ -16,6 +16,7 @@ WASTE = 0.25  # how much longer than its values a matrix of rows may be
 # Squares of entries below 1e-22 underflow float32. Under a norm of 1e-15 such entries could count;
 # above it they cannot. Squares of entries above 1e18 overflow.
 SAFE = (1e-15, 1e18)
+HALF = {torch.float16, torch.bfloat16}  # too short for a sum
 
 
 class Rows:
@@ -41,11 +42,6 @@ class Rows:
         return matrix.view(-1)[start : start + math.prod(shape)].view(shape)
 
 
-def as_rows(tensor: Tensor) -> Tensor:
-    """All values of a tensor in rows of moderate length, as far as halving makes them shorter."""
-    return tensor.reshape(-1, row_length(tensor.numel()))
-
-
 def row_length(count: int) -> int:
     """The longest row that serves, if so many values are halved until it does."""
     while count > LONGEST_ROW and count % 2 == 0:
@@ -63,6 +59,25 @@ def row_norms(rows: Tensor) -> Tensor:
     return ROW_NORMS.get(rows.device.type, double_row_norms)(rows)
 
 
+def norms_of_rows(matrices: Sequence[Tensor]) -> Tensor:
+    """L2 norms of the rows of several matrices, one after the other, as precise as `row_norms`.
+
+    In the usual case the CPU looks once, not once a matrix, whether float32 sums served.
+    """
+    if matrices[0].device.type == "cpu":
+        norms = torch.cat([_single_row_norms(one) for one in matrices])
+        if all_safe(norms):
+            return norms
+    return torch.cat([row_norms(one) for one in matrices])
+
+
+def _single_row_norms(rows: Tensor) -> Tensor:
+    """In float32; of float64 rows in float64."""
+    kind = torch.float32 if rows.dtype in HALF else rows.dtype
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=kind)
+    return norms
+
+
 def double_row_norms(rows: Tensor) -> Tensor:
     """Norms of the rows in float64."""
     measured: Tensor = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
@@ -71,7 +86,7 @@ def double_row_norms(rows: Tensor) -> Tensor:
 
 def guarded_row_norms(rows: Tensor) -> Tensor:
     """Norms of the rows in float32, and in float64 where those are in doubt."""
-    single: Tensor = torch.linalg.vector_norm(rows, dim=-1)
+    single = _single_row_norms(rows)
     if all_safe(single):
         return single
     result = single.double()
