@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradexp.optim.rows import LONGEST_ROW, Rows, norms_of_rows, row_length, row_norms
+from gradexp.optim.rows import HALF, LONGEST_ROW, Rows, norms_of_rows, row_length, row_norms
 
 Groups: TypeAlias = list[dict[str, Any]]
 
@@ -272,10 +272,10 @@ class SeparateParameters:
         if self._before:
             torch._foreach_copy_(self._before, values)
         else:
-            self._before = [one.clone() for one in values]
+            self._before = [one.float() if one.dtype in HALF else one.clone() for one in values]
 
     def change_norms(self) -> Tensor:
-        """Alike; what was remembered is used up."""
+        """Alike, in single precision or better; what was remembered is used up."""
         torch._foreach_sub_(self._before, [one.detach() for one in self._weights])
         return self._of_weights.norms(self._before)
 
