@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from gradexp.nn import ACTIVATIONS, INITS, MODELS, NORMS, RESIDUALS
+from gradexp.nn import ACTIVATIONS, INITS, MODELS, NORMS, RESIDUALS, Activation
+from gradexp.nn.blueprint import BlockSpec, Blueprint, LayerSpec
+from gradexp.nn.bounds import Bounds
 from gradexp.nn.network import Network, Parts, build
+from gradexp.nn.residuals import Residual
 from gradexp.probes.activity import inactive
 from gradexp.probes.capture import captured
+from gradexp.probes.certificates import certified_units
+from tests.probing import certificates
 from tests.probing import proved as certify
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -260,20 +268,230 @@ def test_one_unit_can_stand_out_of_a_layer_norm() -> None:
     assert proved.tolist() == [False, True, False, True, True, False]
 
 
-def test_layer_norm_of_a_large_common_part() -> None:
-    """The rounded mean of equal values near 1e7 leaves remainders that eps magnifies to 300."""
-    parts = Parts(
-        ACTIVATIONS["relu"].factory(),
-        INITS["kaiming_normal"].factory(),
-        NORMS["layer"].factory(),
-        None,
-    )
-    network = build(MODELS["mlp"].factory(depth=1, width=3)((1, 1, 1), 3, 0), parts, GENERATOR)
+# --- rounding: proofs hold for float32, whose sums and functions are not exact ------------------
+
+
+def built(blocks: list[BlockSpec], readout: LayerSpec, parts: Parts) -> Network:
+    return build(Blueprint(tuple(blocks), readout), parts, GENERATOR).eval()
+
+
+def parts_of(activation: Activation, norm: str = "none", residual: Residual | None = None) -> Parts:
+    return Parts(activation, INITS["kaiming_normal"].factory(), NORMS[norm].factory(), residual)
+
+
+RELU = ACTIVATIONS["relu"].factory()
+LAST = ("map",)
+
+
+def given(module: nn.Module, network: Network, inputs: Tensor) -> Tensor:
+    """What a module of the net is given."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
+    with torch.no_grad():
+        network(inputs)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
+@pytest.mark.parametrize("size", [1e7, 1e20])
+def test_layer_norm_of_a_large_common_part(family: str, size: float) -> None:
+    """Of 17 values, equal but for a last digit, a rounded mean leaves more than sqrt(16) of eps."""
+    options = {"depth": 1, "width": 17} | ({"stages": 1} if family == "cnn" else {})
+    plan = MODELS[family].factory(**options)((1, 1, 1), 3, 0)
+    network = build(plan, parts_of(RELU, "layer"), GENERATOR)
     layer = network.layers()[0]
     with torch.no_grad():
-        layer.weight.fill_(1e7)
-        layer.norm.bias.fill_(-1.5)  # sqrt(3 - 1) is 1.414
-    proved = certify(network, (1, 1, 1), torch.zeros(1), torch.ones(1))
+        layer.weight.fill_(size)
+        layer.weight[0] *= 1 + 2.0**-23
+        layer.norm.bias.fill_(-4.1)
     inputs = torch.rand(500, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    assert fires(network, [torch.ones(3, dtype=torch.bool)] * 2, inputs)
+    everything, nothing = torch.ones(17, dtype=torch.bool), torch.zeros(3, dtype=torch.bool)
+    assert fires(network, [everything, nothing], inputs)
+    proved = certify(network, (1, 1, 1), torch.zeros(1), torch.ones(1))
     assert not fires(network, proved, inputs)
+    with torch.no_grad():
+        layer.weight.fill_(1e-3)
+    assert certify(network, (1, 1, 1), torch.zeros(1), torch.ones(1))[0].all()
+
+
+def test_batch_norm_of_its_own_mean() -> None:
+    """Exactly 0 after the norm; in float32 just above it in some units."""
+    first = LayerSpec("first", "linear", 64, 64, stages=("norm", "activation", "map"))
+    network = built(
+        [BlockSpec((first,))],
+        LayerSpec("last", "linear", 64, 3, stages=LAST),
+        parts_of(RELU, "batch"),
+    )
+    layer = network.layers()[0]
+    generator = torch.Generator().manual_seed(0)
+    values = 1 + torch.rand(64, generator=generator)
+    with torch.no_grad():
+        layer.norm.running_mean.copy_(values)
+        layer.norm.running_var.uniform_(0.01, 4.0, generator=generator)
+        layer.norm.weight.normal_(generator=generator)
+        layer.norm.bias.zero_()
+    above = given(layer.activation, network, values.view(1, 64, 1, 1))[0] > 0
+    assert above.any()
+    assert not (certify(network, (64, 1, 1), values, values)[0] & above).any()
+    with torch.no_grad():
+        layer.norm.bias.fill_(-1e-4)
+    assert certify(network, (64, 1, 1), values, values)[0].all()
+
+
+class Take(nn.Module):
+    """A join that leaves out the branch: what follows is given the block's input as it is."""
+
+    def forward(self, inputs: Tensor, _branch: Tensor) -> Tensor:
+        return inputs
+
+    def bounds(self, inputs: Bounds, _branch: Bounds) -> Bounds:
+        return inputs
+
+
+class Bent(nn.Module):
+    """0 as far as a bend, then a function that float32 rounds."""
+
+    def __init__(self, bend: float) -> None:
+        super().__init__()
+        self._lost = 3 * math.log1p(math.exp(bend)) + 1e-12
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.relu(3 * F.softplus(inputs) - self._lost)
+
+    def where(self, value: float) -> float:
+        """Where it has that value."""
+        return math.log(math.expm1((value + self._lost) / 3))
+
+
+def test_a_function_that_rounds_upward() -> None:
+    """Twice the same function: its exact value lies at the second one's bend, float32's above."""
+    found = 0
+    for bend in torch.linspace(1.0, 2.0, 40).tolist():
+        values = (Bent(bend).where(bend) + torch.arange(-3, 4) * 2.0**-23).float()
+        function = Activation(lambda _units, b=bend: Bent(b), flat=((-math.inf, bend),), turns=())  # type: ignore[misc]
+        shortcut = Residual(1, Take, after_sum=True)
+        blocks = [
+            BlockSpec((LayerSpec(name, "linear", 7, 7),), shortcut=True) for name in ("a", "b")
+        ]
+        readout = LayerSpec("last", "linear", 7, 3, stages=LAST)
+        network = built(blocks, readout, parts_of(function, residual=shortcut))
+        second = network.layers()[1]
+        above = given(second.activation, network, values.view(1, 7, 1, 1))[0] > bend
+        below = Bent(bend)(values.double()) <= bend
+        found += int((above & below).sum())
+        proved = certify(network, (7, 1, 1), values, values)[1]
+        assert not (proved & above).any()
+        assert certify(network, (7, 1, 1), values - 1e-4, values - 1e-4)[1].all()
+    assert found > 3
+
+
+COUNT, VALUE = 4096, 0.19615385
+
+
+def summed_one_by_one() -> float:
+    """What float32 makes of the sum of equal values if it adds one after the other, over exact."""
+    values = np.full(COUNT, VALUE, dtype=np.float32)
+    return float(np.add.accumulate(values)[-1]) / (COUNT * float(values[0]))
+
+
+def above(share: float) -> Tensor:
+    """Biases that lift nothing, nothing but what is summed badly, and nothing at all."""
+    value = float(np.float32(VALUE))
+    excess = summed_one_by_one() - 1
+    return torch.tensor([-value, -value * (1 + excess / 2), -value * (1 + share)])
+
+
+def test_sums_over_many_inputs_may_come_out_larger() -> None:
+    """In any order of summation, as it differs from machine to machine."""
+    assert summed_one_by_one() > 1 + 2e-5
+    wide = LayerSpec("wide", "linear", COUNT, 3)
+    network = built(
+        [BlockSpec((wide,))], LayerSpec("last", "linear", 3, 3, stages=LAST), parts_of(RELU)
+    )
+    layer = network.layers()[0]
+    with torch.no_grad():
+        layer.weight.fill_(1 / COUNT)
+        layer.map.bias.copy_(above(2e-3))
+    values = torch.full((COUNT,), VALUE)
+    proved = certify(network, (COUNT, 1, 1), values, values)[0]
+    assert proved.tolist() == [False, False, True]
+
+
+def test_averages_over_many_positions_may_come_out_larger() -> None:
+    """Behind the average comes a layer with an activation."""
+    first = LayerSpec("first", "pointwise", 1, 1)
+    network = built([BlockSpec((first,))], LayerSpec("last", "linear", 1, 3), parts_of(RELU))
+    one, last = network.layers()
+    with torch.no_grad():
+        one.weight.fill_(1.0)
+        one.map.bias.zero_()
+        last.weight.fill_(1.0)
+        last.map.bias.copy_(above(1e-3))
+    values = torch.full((1,), VALUE)
+    proved = certify(network, (1, 64, 64), values, values)[1]
+    assert proved.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(("scale", "most"), [(10.0, 11.0), (0.25, 1.25), (1.0, 2.0)])
+def test_a_branch_is_scaled(scale: float, most: float) -> None:
+    """Behind x + scale * F(x) of x in [0, 1] and F the identity there."""
+    shortcut = RESIDUALS["identity"].factory(span=1, scale=scale)
+    plan = MODELS["mlp"].factory(depth=3, width=2)((1, 1, 1), 3, 1)
+    network = build(plan, parts_of(RELU, residual=shortcut), GENERATOR)
+    first, second, third, _ = network.layers()
+    with torch.no_grad():
+        first.weight.fill_(1.0)
+        for layer in (second, third):
+            layer.weight.copy_(torch.eye(2))
+        for layer in (first, second):
+            layer.map.bias.zero_()
+        third.map.bias.copy_(torch.tensor([-most * 0.999, -most * 1.001]))
+    proved = certify(network, (1, 1, 1), torch.zeros(1), torch.ones(1))
+    assert [one.tolist() for one in proved[:3]] == [[False] * 2, [False] * 2, [False, True]]
+    assert fires(network, [*proved[:2], ~proved[2], proved[3]], torch.ones(1, 1, 1, 1))
+
+
+class Blind(nn.Module):
+    """A join without a rule for bounds."""
+
+    def forward(self, inputs: Tensor, branch: Tensor) -> Tensor:
+        return inputs + branch
+
+
+def hopeless(activation: Activation = RELU, residual: Residual | None = None) -> Network:
+    """Three layers that never fire, by their biases, whatever comes before them."""
+    plan = MODELS["mlp"].factory(depth=3, width=2)((1, 1, 1), 3, residual.span if residual else 0)
+    network = build(plan, parts_of(activation, residual=residual), GENERATOR)
+    with torch.no_grad():
+        for layer in network.layers()[:3]:
+            layer.map.bias.fill_(-1e3)
+    return network
+
+
+def test_nothing_is_known_behind_what_has_no_rule() -> None:
+    """A join without bounds, and an activation whose turns are unknown; before them, all is."""
+    ends = (1, 1, 1), torch.zeros(1), torch.ones(1)
+    plain = certificates(hopeless(), *ends)
+    assert [one is None for one in plain] == [False, False, False, True]
+    assert all(one is not None and one.all() for one in plain[:3])
+    first, second, third, _ = certify(hopeless(residual=Residual(1, Blind)), *ends)
+    assert first.all()
+    assert second.all()
+    assert not third.any()
+    unknown = Activation(lambda _units: nn.ReLU(), flat=RELU.flat)
+    first, second, _, _ = certify(hopeless(unknown), *ends)
+    assert first.all()
+    assert not second.any()
+
+
+def test_a_net_of_somebody_elses_has_no_certificates() -> None:
+    network = hopeless()
+    inside = nn.Sequential(network)
+    low, high = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    assert certified_units(inside, network.observed(), low, high) == [None] * 4
+
+
+def test_smooth_nets_have_no_certificates() -> None:
+    ends = (1, 1, 1), torch.zeros(1), torch.ones(1)
+    assert certificates(hopeless(ACTIVATIONS["tanh"].factory()), *ends) == [None] * 4

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from gradexp.config import Config
 from gradexp.nn import ACTIVATIONS, Activation
 from gradexp.nn.network import Layer
-from gradexp.probes.nonfinite import NonFinite, locate_by_probe
+from gradexp.nn.observed import Observed
+from gradexp.probes.finding import find_layers
+from gradexp.probes.nonfinite import (
+    NonFinite,
+    NonFiniteError,
+    first_bad_step,
+    locate_by_forward,
+    locate_by_norms,
+    locate_by_probe,
+)
+from gradexp.probes.steps import StepValues
 from gradexp.records import RunDir
 from gradexp.train import execute
 from gradexp.train.learner import Learner, build_network
@@ -278,3 +289,175 @@ def test_a_healthy_run_has_no_event(tmp_path: Path) -> None:
     assert run.read_summary()["nonfinite"] is None
     assert run.read_summary()["diverged"] is None
     assert run.status() == "finished"
+
+
+# --- from recorded norms alone -----------------------------------------------------------------
+
+NAMES = ["first", "second", "third"]
+# Columns of a step: loss, accuracy, grad_norm, clip_coefficient; rows of a layer: gradient, clipped
+# gradient, bias gradient, weight, update.
+LOSS, ACCURACY, TOTAL, COEFFICIENT = range(4)
+GRAD, CLIPPED, BIAS, WEIGHT, UPDATE = range(5)
+
+
+def recorded(steps: int = 4) -> StepValues:
+    return StepValues(np.ones((steps, 4)), np.ones((steps, 5, 3)), steps)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("weights", "gradients", "found"),
+    [
+        ([], [0], ("gradient", "first", 1)),
+        ([], [2], ("gradient", "third", 3)),
+        ([], [0, 1], ("gradient", "second", 2)),
+        ([], [0, 1, 2], ("gradient", "third", 3)),
+        ([1], [], ("weight", "second", 2)),
+        ([2], [0], ("weight", "third", 3)),
+        ([1, 2], [0, 1, 2], ("weight", "second", 2)),
+        ([0, 2], [], ("weight", "first", 1)),
+        ([], [], ("gradient", None, None)),
+    ],
+)
+def test_culprits_by_norms(
+    bad: float, weights: list[int], gradients: list[int], found: tuple[str, str | None, int | None]
+) -> None:
+    """Weights before gradients; weights from the input, gradients from the output."""
+    values = recorded()
+    values.layers[2, WEIGHT, weights] = bad
+    values.layers[2, GRAD, gradients] = bad
+    values.layers[1, :, 0] = bad  # another step is not asked
+    assert locate_by_norms(values, 2, 40, NAMES) == NonFinite(40, *found)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_first_bad_step_by_norms(bad: float) -> None:
+    """Loss, total, any layer's gradient and any weight count; what follows from them does not."""
+    assert first_bad_step(recorded()) is None
+    for column, counts in ((LOSS, True), (TOTAL, True), (ACCURACY, False), (COEFFICIENT, False)):
+        values = recorded()
+        values.scalars[2:, column] = bad
+        assert first_bad_step(values) == (2 if counts else None)
+    for row, counts in (
+        (GRAD, True),
+        (WEIGHT, True),
+        (CLIPPED, False),
+        (BIAS, False),
+        (UPDATE, False),
+    ):
+        for layer in range(3):
+            values = recorded()
+            values.layers[1, row, layer] = values.layers[3, row, layer] = bad
+            assert first_bad_step(values) == (1 if counts else None)
+
+
+def test_of_several_signs_the_earliest_step_counts() -> None:
+    values = recorded()
+    values.scalars[3, LOSS] = values.layers[2, GRAD, 1] = values.layers[1, WEIGHT, 0] = math.nan
+    assert first_bad_step(values) == 1
+    values.scalars[0, TOTAL] = math.inf
+    assert first_bad_step(values) == 0
+
+
+# --- from a forward pass, or a probe -----------------------------------------------------------
+
+
+def three_layers() -> tuple[nn.Module, list[Observed], torch.Tensor]:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)
+    )
+    inputs = torch.rand(5, 3)
+    return net, find_layers(net, inputs), inputs
+
+
+def test_culprits_by_a_forward_pass() -> None:
+    """A parameter of whatever kind before any activation; then the first activation; else loss."""
+    net, layers, inputs = three_layers()
+    assert locate_by_forward(net, layers, inputs, 3) == NonFinite(3, "loss", None, None)
+    with torch.no_grad():
+        net[0].weight.fill_(3e38)  # finite, but not what comes of it
+    assert locate_by_forward(net, layers, inputs, 3) == NonFinite(3, "activation", "0", 1)
+    for parameter, name, index in (
+        (net[5].bias, "5", 3),
+        (net[3].weight, "3", 2),
+        (net[1].weight, "0", 1),
+    ):
+        with torch.no_grad():
+            parameter.view(-1)[-1] = math.nan
+        assert locate_by_forward(net, layers, inputs, 3) == NonFinite(3, "weight", name, index)
+
+
+def test_an_overflow_between_finite_values_is_found_by_a_forward_pass() -> None:
+    """Pre is infinite, and the tangent of it is 1."""
+    net = nn.Sequential(nn.Linear(1, 2), nn.Tanh(), nn.Linear(2, 2))
+    inputs = torch.full((3, 1), 2.0)
+    layers = find_layers(net, inputs)
+    with torch.no_grad():
+        net[0].weight.fill_(3e38)
+        assert torch.isfinite(net(inputs)).all()
+    assert locate_by_forward(net, layers, inputs, 3) == NonFinite(3, "activation", "0", 1)
+
+
+def test_a_forward_pass_is_repeated_with_the_same_random_numbers() -> None:
+    """And nothing is left changed: buffers, random state, modes."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    inputs = torch.rand(5, 3)
+    layers = find_layers(net, inputs)
+    state, before = torch.get_rng_state(), {k: v.clone() for k, v in net.state_dict().items()}
+    seen: list[torch.Tensor] = []
+    handle = net[1].register_forward_hook(lambda _m, _i, out: seen.append(out.detach()))
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        locate_by_forward(net, layers, inputs, 0)
+    handle.remove()
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+    assert all(torch.equal(one, before[key]) for key, one in net.state_dict().items())
+    torch.set_rng_state(state)
+
+
+@pytest.mark.parametrize("column", ["pre_mean", "pre_std", "post_mean", "post_std"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_culprits_by_a_probe(column: str, bad: float) -> None:
+    """Activations from the input, then gradients from the output."""
+    _, layers, _ = three_layers()
+    rows: list[dict[str, Any]] = [
+        {"pre_mean": 0.0, "pre_std": 1.0, "post_mean": 0.0, "post_std": 1.0, "pre_grad_norm": 1.0}
+        for _ in range(3)
+    ]
+    assert locate_by_probe(layers, list(rows), 9) is None
+    rows[0]["pre_grad_norm"] = rows[1]["pre_grad_norm"] = bad
+    assert locate_by_probe(layers, list(rows), 9) == NonFinite(9, "gradient", "3", 2)
+    rows[2][column] = bad
+    assert locate_by_probe(layers, list(rows), 9) == NonFinite(9, "activation", "5", 3)
+    rows[1][column] = bad
+    assert locate_by_probe(layers, list(rows), 9) == NonFinite(9, "activation", "3", 2)
+    with torch.no_grad():
+        layers[2].biases[0][0] = bad
+    assert locate_by_probe(layers, list(rows), 9) == NonFinite(9, "weight", "5", 3)
+
+
+def test_what_a_probe_does_not_know_is_no_event() -> None:
+    _, layers, _ = three_layers()
+    empty: list[dict[str, Any]] = [{"pre_grad_norm": None}, {}, {"saturated_fraction": math.nan}]
+    assert locate_by_probe(layers, list(empty), 9) is None
+
+
+def test_an_event_in_words() -> None:
+    found = NonFinite(7, "activation", "block2.conv", 5)
+    assert found.sentence() == (
+        "the activation of block2.conv is the first that is not finite, at step 7"
+    )
+    assert replace(found, tensor="loss", layer=None).sentence() == (
+        "the loss is the first that is not finite, at step 7"
+    )
+    assert found.as_dict() == {
+        "step": 7,
+        "tensor": "activation",
+        "layer": "block2.conv",
+        "layer_index": 5,
+    }
+    error = NonFiniteError(found)
+    assert error.found is found
+    assert str(error) == f"{found.sentence()}; the update was not made"

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gradexp.nn import ACTIVATIONS, MODELS
+from gradexp.nn import ACTIVATIONS, MODELS, Activation
 from gradexp.nn.inits import Init
 from gradexp.nn.network import Network, Parts, build
 from gradexp.probes import Prober, ProbeRows
@@ -97,10 +97,13 @@ def test_units_really_die_in_these_cases(tmp_path: Path) -> None:
 # --- nets by construction ----------------------------------------------------------------------
 
 
-def net(family: str, activation: str, *, shape: tuple[int, int, int], **options: int) -> Network:
+def net(
+    family: str, activation: str | Activation, *, shape: tuple[int, int, int], **options: int
+) -> Network:
     zero = Init(lambda tensor, *_: tensor.zero_(), lambda tensor, *_: tensor.zero_())
     plan = MODELS[family].factory(**options)
-    parts = Parts(ACTIVATIONS[activation].factory(), zero, None, None)
+    facts = ACTIVATIONS[activation].factory() if isinstance(activation, str) else activation
+    parts = Parts(facts, zero, None, None)
     return build(plan(shape, 3, 0), parts, torch.Generator())
 
 
@@ -268,6 +271,178 @@ def test_nan_at_step_0_is_not_born_dead() -> None:
         layer.map.bias.fill_(-1.0)
     rows = ledger.look(1)
     assert [counts(rows, 1)[name] for name in COUNTS] == [2, 1, 1, 0, 2]
+
+
+# --- units without gradient, whatever the activation -------------------------------------------
+
+
+def with_readout(activation: str | Activation, bias: list[float]) -> Network:
+    """One hidden layer whose pre runs from each bias to bias + 1, seen by the loss."""
+    network = net("mlp", activation, shape=(1, 1, 1), depth=1, width=len(bias))
+    hidden, readout = network.layers()
+    with torch.no_grad():
+        hidden.weight.fill_(1.0)
+        hidden.map.bias.copy_(torch.tensor(bias))
+        readout.weight.copy_(1 + torch.arange(3.0 * len(bias)).view(3, -1))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("activation", "silent"),
+    [
+        ("gelu", -200.0),
+        ("silu", -2000.0),
+        ("softplus", -2000.0),
+        ("tanh", 60.0),
+        ("tanh", -60.0),
+        ("sigmoid", -2000.0),
+        ("elu", -2000.0),
+        ("relu", -2.0),
+        ("relu6", 7.0),
+        ("hardswish", -5.0),
+    ],
+)
+def test_units_without_gradient(activation: str, silent: float) -> None:
+    """Two of four; smooth activations have no dead units, but these say nothing any more."""
+    rows = look(with_readout(activation, [silent, 0.1, silent, 1.0]), PIXELS)
+    assert [row["no_grad_units"] for row in rows.units] == [2, 0]
+    assert counts(rows, 1).get("dead") == (2 if activation in FLAT else None)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "tanh", "relu", "leaky_relu"])
+def test_a_single_example_is_a_gradient(activation: str) -> None:
+    """The last of four examples, in the second batch, lifts the unit out of silence."""
+    deep = {"gelu": -200.0, "tanh": -60.0, "relu": -2.0, "leaky_relu": -2.0}[activation]
+    network = with_readout(activation, [deep, 0.1])
+    rows = look(network, torch.tensor([0.0, 0.0, 0.0, 0.5 - deep]).view(4, 1, 1, 1))
+    assert [row["no_grad_units"] for row in rows.units] == [0, 0]
+
+
+def test_what_the_loss_does_not_see_has_no_gradient() -> None:
+    """Units that fire, but whose readout weights are 0."""
+    network = with_readout("relu", [0.5, 0.5, -3.0])
+    with torch.no_grad():
+        network.readout.weight[:, 0] = 0.0
+    rows = look(network, PIXELS)
+    assert counts(rows, 1)["no_grad_units"] == 2
+    assert counts(rows, 1)["dead"] == 1
+
+
+def test_a_channel_without_gradient_has_none_at_any_position() -> None:
+    network = net("cnn", "tanh", shape=(1, 4, 4), depth=1, width=3, stages=1)
+    layer = network.layers()[0]
+    with torch.no_grad():
+        network.readout.weight.copy_(1 + torch.arange(9.0).view(3, 3))
+        layer.weight[:, 0, 1, 1] = 100.0
+        layer.map.bias.copy_(torch.tensor([60.0, 60.0, -40.0]))
+    images = torch.zeros(3, 1, 4, 4)
+    images[1, 0, 2, 3] = -0.6  # one position of one image: unit 1 falls from 60 to 0 there
+    with torch.no_grad():
+        layer.weight[0] = 0.0
+    assert counts(look(network, images), 1)["no_grad_units"] == 2
+
+
+# --- flat between two ends ---------------------------------------------------------------------
+
+
+class Shrink(nn.Module):
+    """0 between -1 and 1, and a line on each side."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.nn.functional.softshrink(inputs, 1.0)
+
+
+SHRINK = Activation(lambda _units: Shrink(), flat=((-1.0, 1.0),), steep=True, turns=())
+
+
+def test_an_interval_with_two_ends() -> None:
+    """Both of them belong to it, and what lies beyond is active."""
+    steps = torch.tensor([-1.0, 1.0]).nextafter(torch.tensor([-2.0, 2.0]))
+    points = torch.tensor([-math.inf, -5.0, -1.0, -0.5, 0.0, 1.0, 5.0, math.inf, math.nan])
+    assert inactive(points, ((-1.0, 1.0),)).tolist() == [0, 0, 1, 1, 1, 1, 0, 0, 0]
+    assert inactive(steps, ((-1.0, 1.0),)).tolist() == [0, 0]
+    both = ((-math.inf, -4.0), (0.0, 1.0))
+    assert inactive(points, both).tolist() == [1, 1, 0, 0, 1, 1, 0, 0, 0]
+    assert inactive(points, ()).tolist() == [0] * 9
+
+
+def test_dead_between_two_ends() -> None:
+    """Pre runs from bias to bias + 1: from -1 it stays inside, from 0.5 or -1.5 it does not."""
+    rows = look(with_readout(SHRINK, [-1.0, 0.5, -1.5, -0.5, 0.0, 3.0]), PIXELS)
+    found = events(rows)
+    assert [unit for _, unit, event in found if event == "born_dead"] == [0, 3, 4]
+    assert [unit for _, unit, event in found if event == "certified"] == [3]
+    assert counts(rows, 1)["no_grad_units"] == 3
+    assert rows.signal[0]["saturated_fraction"] == counts(rows, 1)["inactive_fraction"]
+
+
+# --- events and counts -------------------------------------------------------------------------
+
+
+def test_counts_and_events_of_every_kind() -> None:
+    """Four units: one stays dead, one dies, one revives, one becomes certain after it died."""
+    network = with_readout("relu", [-1.0, 0.5, -1.0, 0.5])
+    ledger = looking(network, PIXELS)
+    bias = network.layers()[0].map.bias
+    story = []
+    for step, values in enumerate(
+        [[-1.0, 0.5, -1.0, 0.5], [-1.0, -1.0, 0.5, -1.0], [-1.0, -1.0, 0.5, -1.5]]
+    ):
+        with torch.no_grad():
+            bias.copy_(torch.tensor(values))
+        rows = ledger.look(10 * step)
+        row = counts(rows, 1)
+        story.append(([row[name] for name in COUNTS], [one[1:] for one in events(rows)]))
+        assert {one["step"] for one in rows.unit_events} <= {10 * step}
+        assert row["inactive_fraction"] == pytest.approx(
+            (torch.tensor(values) + PIXELS.view(-1, 1) <= 0).double().mean()
+        )
+    assert story == [
+        ([2, 2, 0, 0, 0], [(0, "born_dead"), (2, "born_dead")]),
+        ([3, 2, 2, 1, 0], [(1, "died"), (3, "died"), (2, "revived")]),
+        ([3, 2, 0, 0, 1], [(3, "certified")]),
+    ]
+
+
+def test_a_ledger_goes_on_from_its_state() -> None:
+    """As after an interruption: who was born dead is not born again, and who died may revive."""
+    network = with_readout("relu", [-1.5, 0.5])
+    before = looking(network, PIXELS)
+    before.look(0)
+    after = looking(network, PIXELS)
+    after.load(before.state())
+    with torch.no_grad():
+        network.layers()[0].map.bias.copy_(torch.tensor([0.5, -1.5]))
+    for one in (before, after):
+        rows = one.look(1)
+        assert [counts(rows, 1)[name] for name in COUNTS] == [1, 1, 1, 1, 1]
+        assert [one[1:] for one in events(rows)] == [
+            (1, "died"),
+            (0, "revived"),
+            (1, "certified"),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "empty"),
+    [
+        ([1.0, 1.0, 1.0, 1.0], 0),
+        ([1.0, 1.0, 1.0, 1e4], 0),
+        ([1.0, 1.0, 1.0, 1.1e-3], 0),
+        ([1.0, 1.0, 1.0, 0.9e-3], 1),
+        ([1.0, 1.0, 0.0, 1e-30], 2),
+        ([2.0, 2.0, 2.0, 1.9e-3], 1),
+        ([2.0, 2.0, 2.0, 2.1e-3], 0),
+    ],
+)
+def test_kernels_are_empty_beside_the_median(sizes: list[float], empty: int) -> None:
+    """Whatever the largest is; the L2 norm of a kernel, not one of its entries, counts."""
+    network = net("mobilenet_v1", "relu", shape=(1, 4, 4), depth=1, width=4, stages=1)
+    depthwise = network.layers()[1]
+    with torch.no_grad():
+        depthwise.weight.copy_(torch.tensor(sizes).view(4, 1, 1, 1).expand(4, 1, 3, 3) / 3)
+    rows = look(network, torch.rand(3, 1, 4, 4))
+    assert counts(rows, 2)["empty_kernels"] == empty
 
 
 def test_the_reference_knows_every_activation() -> None:

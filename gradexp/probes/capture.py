@@ -79,6 +79,17 @@ def on_call(module: nn.Module, told: Callable[[Arguments], None]) -> RemovableHa
     return module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
+def on_return(module: nn.Module, told: Callable[[Arguments, Any], None]) -> RemovableHandle:
+    """Tell of every call of a module and its output, after it, until the handle is removed."""
+
+    def hook(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        told(Arguments(args, kwargs), output)
+
+    return module.register_forward_hook(hook, with_kwargs=True)
+
+
 @contextlib.contextmanager
 def undisturbed(module: nn.Module, seed: int | None = 0) -> Iterator[None]:
     """In training mode; afterwards modes, buffers and random state are as before.

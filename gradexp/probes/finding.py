@@ -195,7 +195,7 @@ def _biases(
         path, last = f".{name}".partition(PARAMETRIZED)[0].strip("."), "weight"
     wanted = f"{path}.{last.split('_g')[0].split('_v')[0]}".strip(".").replace("weight", "bias")
     by_name = dict(module.named_parameters())
-    if wanted in by_name:
+    if wanted in by_name and wanted != name:  # a weight may have a name of its own, such as `w1`
         yield by_name[wanted]
     elif len(call.layers) == 1:
         yield from (one for one in _parameters(call.map) if one.dim() == 1)

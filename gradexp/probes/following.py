@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gradexp.probes.recurrent import RECURRENT, with_states_of_output
+
 Function: TypeAlias = Callable[..., Any]
 
 
@@ -39,7 +41,8 @@ NORMS = _names(
 ACTIVATIONS = _names(
     """
     relu relu6 hardtanh leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign
-    sigmoid logsigmoid tanh hardsigmoid hardswish clamp clamp_min clip erf
+    sigmoid log_sigmoid tanh hardsigmoid hardswish hardshrink softshrink tanhshrink threshold clamp
+    clamp_min clip erf
     """
 )
 # The same values, perhaps some of them dropped, in another type.
@@ -59,6 +62,7 @@ CHANGED = _names(
     adaptive_max_pool2d adaptive_max_pool3d lp_pool2d interpolate
     """
 )
+PRODUCTS = _names("mul rmul multiply")
 IN_PLACE_OPERATORS = frozenset(["__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__"])
 
 
@@ -98,6 +102,8 @@ class Call:
         post: what its activation returned.
         norm: the norm on the way, where there was one.
         activation: the activation; None where none was met.
+        alone: nothing that came from the inputs went into it (an embedding of positions): it has no
+            examples, so pre has no gradient per example and is shown cut off from the graph.
     """
 
     layers: Sequence[int]
@@ -108,6 +114,14 @@ class Call:
     post: Tensor
     norm: Made | None = None
     activation: Made | None = None
+    alone: bool = False
+
+    def __post_init__(self) -> None:
+        self.show(self.pre, self.post)
+
+    def show(self, pre: Tensor, post: Tensor) -> None:
+        """From now on these are its values."""
+        self.pre, self.post = (pre.detach().clone() if self.alone else pre), post
 
 
 @dataclass(frozen=True)
@@ -177,7 +191,7 @@ class Follower(TorchFunctionMode):
             self._remember_weight(layers[-1], result)
             return result
         depth = max(trail.depth for trail in trails)
-        at = max(trails, key=lambda trail: trail.depth if trail.call else -1)
+        at = max(trails, key=_rank)
         self._follow(made, at, depth, result)
         return result
 
@@ -199,7 +213,10 @@ class Follower(TorchFunctionMode):
             anchor = first.detach().requires_grad_().clone()  # nothing before it can be trained
             result, first = _replaced(result, first, anchor), anchor
         axis = 1 if made.name.startswith("conv") else -1
-        call = Call(layers, made, axis, first.shape[axis], first, first)
+        if made.name in RECURRENT:
+            result = with_states_of_output(made.args, result)
+            rest = list(tensors_of(result))[1:]
+        call = Call(layers, made, axis, first.shape[axis], first, first, alone=not trails)
         self.all_calls.append(call)
         # A weight that is shared by maps of two kinds is seen at the first of them.
         if all(_alike(call, other) for other in self.calls[layers[-1]][:1]):
@@ -217,7 +234,11 @@ class Follower(TorchFunctionMode):
             return
         call, first = at.call, outputs[0]
         trail = Trail(first, depth)
-        if call and made.name in NORMS:
+        if gated := self._gated_call(made):
+            gated.show(gated.pre, first)
+            gated.activation = _self_gated(gated.activation)
+            self._show(gated)
+        elif call and made.name in NORMS:
             if at.direct and _fits(call, first):
                 self._normalized(call, first, made)
             trail = replace(trail, call=call, direct=at.direct)
@@ -226,14 +247,23 @@ class Follower(TorchFunctionMode):
         elif call and made.name in CHANGED:
             trail = replace(trail, call=call)
         elif call and made.name in ACTIVATIONS and _fits(call, at.tensor):
-            call.pre, call.post, call.activation = at.tensor, first, made
+            call.show(at.tensor, first)
+            call.activation = made
             self._show(call)
         self._put(trail)
         for one in outputs[1:]:
             self._put(Trail(one, depth))
 
+    def _gated_call(self, made: Made) -> Call | None:
+        """The call whose pre is multiplied by its own activation, as in x * sigmoid(x)."""
+        ids = {id(one) for one in made.tensors()}
+        if made.name not in PRODUCTS or len(ids) < 2:  # noqa: PLR2004  two factors
+            return None
+        shown = (call for one in ids for call in self._shown.get(one, []) if call.activation)
+        return next((call for call in shown if ids == {id(call.pre), id(call.post)}), None)
+
     def _normalized(self, call: Call, values: Tensor, made: Made) -> None:
-        call.pre = call.post = values
+        call.show(values, values)
         call.norm = made
         self._show(call)
 
@@ -269,7 +299,7 @@ class Follower(TorchFunctionMode):
         if not (trail and trail.call and isinstance(output, Tensor)) or output is inputs[0]:
             return
         trail.call.activation = None
-        if trail.direct and _fits(trail.call, output):
+        if trail.direct and output.shape == inputs[0].shape:
             self._normalized(trail.call, output, Made(_name_of(module), module))
         self._put(replace(trail, tensor=output))
 
@@ -278,9 +308,9 @@ class Follower(TorchFunctionMode):
         trail = self._trails.get(id(inputs[0])) if inputs else None
         if not (trail and trail.call):
             return
-        if output is not inputs[0]:
-            trail.call.pre = inputs[0]
-        trail.call.post, trail.call.activation = output, Made(_name_of(module), module)
+        pre = trail.call.pre if output is inputs[0] else inputs[0]
+        trail.call.show(pre, output)
+        trail.call.activation = Made(_name_of(module), module)
         self._show(trail.call)
         self._put(Trail(output, trail.depth))
 
@@ -296,6 +326,24 @@ def tensors_of(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors_of(value.values())
         elif is_dataclass(value) and not isinstance(value, type):
             yield from tensors_of(vars(value).values())
+
+
+def _rank(trail: Trail) -> tuple[bool, bool, int]:
+    """Which of several layers' values go on: those of the inputs, that have come furthest."""
+    return trail.call is not None, not (trail.call and trail.call.alone), trail.depth
+
+
+def _self_gated(gate: Made | None) -> Made:
+    """An activation that is x times another of x."""
+    assert gate  # noqa: S101  asked where there is one
+    func = gate.func
+
+    def product(pre: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        value: Tensor = pre * func(pre, *args, **kwargs)
+        return value
+
+    name = "silu" if gate.name == "sigmoid" else f"x*{gate.name}"
+    return replace(gate, name=name, func=product)
 
 
 def _alike(call: Call, other: Call) -> bool:
@@ -333,7 +381,10 @@ def _inplace_position(func: Function) -> int | None:
     """Which positional argument of a function is `inplace`."""
     if not inspect.isfunction(func):
         return None
-    names = list(inspect.signature(func).parameters)
+    try:
+        names = list(inspect.signature(func).parameters)
+    except ValueError:  # what stands behind an operator such as ** has no signature
+        return None
     return names.index("inplace") if "inplace" in names else None
 
 

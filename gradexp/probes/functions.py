@@ -74,4 +74,5 @@ def _limited(name: str, low: float, high: float) -> tuple[str, Activation]:
     ends = ((-math.inf, low), (high, math.inf))
     flat = tuple(end for end in ends if not math.isnan(end[0] + end[1]) and end[0] != end[1])
     bounded = math.isfinite(low) and math.isfinite(high)
-    return name, Activation(lambda _units: nn.Identity(), flat=flat, steep=True, bounded=bounded)
+    known = not math.isnan(low + high)
+    return name, Activation(lambda _units: nn.Identity(), flat=flat, steep=known, bounded=bounded)

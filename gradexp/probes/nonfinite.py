@@ -55,7 +55,7 @@ class NonFiniteError(RunError):
 
 def first_bad_step(values: StepValues) -> int | None:
     """The first position at which loss, a gradient norm or a weight norm is not finite."""
-    finite = np.isfinite(values.loss) & np.isfinite(values.scalars[:, TOTAL])
+    finite = ~values.bad_loss & np.isfinite(values.scalars[:, TOTAL])
     finite &= np.isfinite(values.layers[:, [GRAD, WEIGHT]]).all((1, 2))
     return None if finite.all() else int(np.argmin(finite))
 

@@ -56,6 +56,7 @@ class Series:
     def __init__(self, layers: int, device: torch.device) -> None:
         self._pre, self._post = Moments(layers, device), Moments(layers, device)
         self._pre_grad_squares = torch.zeros(layers, dtype=wide(device), device=device)
+        self._pre_grad_known = True
         self._saturated = torch.zeros(layers, dtype=torch.int64, device=device)
         self._examples = 0
 
@@ -66,7 +67,7 @@ class Series:
         self._pre.add(in_rows(stack.pre))
         self._post.add(in_rows(stack.post))
         if stack.pre_grad is None:
-            self._pre_grad_squares += torch.nan
+            self._pre_grad_known = False
         else:
             norms = row_norms(in_rows(stack.pre_grad))
             self._pre_grad_squares += norms.to(self._pre_grad_squares.dtype).square().sum(1)
@@ -82,8 +83,11 @@ class Series:
         pre_grad_norms = torch.sqrt(self._pre_grad_squares / self._examples)
         share = self._saturated.to(pre_grad_norms.dtype) / self._pre.count
         rows = torch.stack((*moments, pre_grad_norms, share), 1).tolist()
-        judged = has_slope(self._layer)
-        return [(*figures, fraction if judged else None) for *figures, fraction in rows]
+        known, judged = self._pre_grad_known, has_slope(self._layer)
+        return [
+            (*figures, grad if known else None, fraction if judged else None)
+            for *figures, grad, fraction in rows
+        ]
 
 
 def has_slope(layer: Observed) -> bool:

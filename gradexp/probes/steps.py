@@ -34,12 +34,14 @@ class StepValues:
         layers: [steps, 5, layers] float64, in the order of `PER_LAYER`.
         updates: how many of the steps, from the first, ended in an update.
         classified: whether accuracies were measured.
+        untold: positions of the steps whose loss nobody told; it is nan in the scalars.
     """
 
     scalars: np.ndarray
     layers: np.ndarray
     updates: int
     classified: bool = True
+    untold: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return len(self.scalars)
@@ -54,11 +56,13 @@ class StepValues:
         )
 
     def rows(self) -> list[dict[str, float]]:
-        """The scalars of each step by column; without an accuracy where none was measured."""
+        """The scalars of each step by column; without what is not known: accuracy, loss."""
         rows = [dict(zip(SCALARS, row, strict=True)) for row in self.scalars.tolist()]
         if not self.classified:
             for row in rows:
                 del row["accuracy"]
+        for position in self.untold:
+            del rows[position]["loss"]
         return rows
 
     @property
@@ -66,6 +70,13 @@ class StepValues:
         """Loss per step, [steps]."""
         losses: np.ndarray = self.scalars[:, 0]
         return losses
+
+    @property
+    def bad_loss(self) -> np.ndarray:
+        """Where a loss is not finite, [steps]; one that nobody told is not bad."""
+        bad: np.ndarray = ~np.isfinite(self.loss)
+        bad[list(self.untold)] = False
+        return bad
 
 
 @dataclass
@@ -175,7 +186,8 @@ class StepProbe:
         )
         scalars = self._scalars(steps, raw, unclipped, clipped)
         classified = all(step.predicted is not None for step in steps)
-        return StepValues(scalars, np.sqrt(np.stack(layers, 1)), len(moved), classified)
+        untold = frozenset(index for index, step in enumerate(steps) if step.loss is None)
+        return StepValues(scalars, np.sqrt(np.stack(layers, 1)), len(moved), classified, untold)
 
     def _measured_or(self, rows: list[Tensor | None], otherwise: np.ndarray) -> np.ndarray:
         """Squares of gradients that were changed within the steps; or what they were before."""
@@ -198,11 +210,20 @@ class StepProbe:
         steps: list[Measured], raw: np.ndarray, unclipped: np.ndarray, clipped: np.ndarray
     ) -> np.ndarray:
         """The columns of `SCALARS`, [steps, 4] float64."""
-        loss = torch.stack([step.loss for step in steps if step.loss is not None])
         total, before, after = (np.sqrt(one.sum(1)) for one in (raw, unclipped, clipped))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             ratio = np.where(before == 0, 1.0, after / before)
-        return np.stack((loss.cpu().double().numpy(), _accuracy(steps), total, ratio), 1)
+        return np.stack((_losses(steps), _accuracy(steps), total, ratio), 1)
+
+
+def _losses(steps: Sequence[Measured]) -> np.ndarray:
+    """The loss of each step, [steps]; nan where nobody told it."""
+    told = [index for index, step in enumerate(steps) if step.loss is not None]
+    losses = np.full(len(steps), np.nan)
+    if told:
+        loss = torch.stack([step.loss for step in steps if step.loss is not None])
+        losses[told] = loss.cpu().double().numpy()
+    return losses
 
 
 def _accuracy(steps: Sequence[Measured]) -> np.ndarray:

@@ -223,4 +223,4 @@ def empty_kernels(layer: Observed) -> int | None:
         return None
     weight = layer.weights[0].detach()
     lengths = torch.linalg.vector_norm(weight.flatten(1).cpu().double(), dim=1)
-    return int((lengths < EMPTY_BELOW * lengths.median()).sum())
+    return int((lengths < EMPTY_BELOW * lengths.quantile(0.5)).sum())
