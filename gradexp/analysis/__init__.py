@@ -6,6 +6,7 @@ from gradexp.analysis.collection import Collection, JudgedRun, collect
 from gradexp.analysis.comparisons import Comparison, compare, degradation
 from gradexp.analysis.conclusion import conclude, judge_again, take_rules
 from gradexp.analysis.decay import Array
+from gradexp.analysis.diagnosis import Diagnosis, diagnose
 from gradexp.analysis.evidence import Evidence
 from gradexp.analysis.judging import judge, judge_evidence
 from gradexp.analysis.quantities import QUANTITIES, QUANTITY, Quantity
@@ -25,6 +26,7 @@ __all__ = [
     "Cell",
     "Collection",
     "Comparison",
+    "Diagnosis",
     "Evidence",
     "JudgedRun",
     "Quantity",
@@ -34,6 +36,7 @@ __all__ = [
     "compare",
     "conclude",
     "degradation",
+    "diagnose",
     "evidence_of",
     "find_axes",
     "into_cells",

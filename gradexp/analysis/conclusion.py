@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradexp.analysis.judging import judge
-from gradexp.analysis.reading import reading
+from gradexp.analysis.diagnosis import diagnose
 from gradexp.records import RunDir, write_atomically
 
 if TYPE_CHECKING:
@@ -45,14 +44,9 @@ def take_rules(run: RunDir, config: Config) -> bool:
 
 
 def _write_judgement(run: RunDir) -> None:
-    verdicts = judge(run)
-    run.write_summary(
-        {
-            **run.read_summary(),
-            "reading": reading(run, verdicts),
-            "verdicts": [verdict.as_dict() for verdict in verdicts],
-        }
-    )
+    said = diagnose(run)
+    verdicts = [verdict.as_dict() for verdict in said.verdicts]
+    run.write_summary({**run.read_summary(), "reading": said.reading, "verdicts": verdicts})
 
 
 def _units(run: RunDir) -> dict[str, Any]:

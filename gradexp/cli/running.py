@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gradexp.analysis import judge, reading
+from gradexp.analysis import diagnose
 from gradexp.cli.screen import screen
 from gradexp.config import load_config
 from gradexp.records import RunDir
@@ -34,11 +34,11 @@ def print_results(run: RunDir, console: Console) -> None:
     """The table per layer, the reading in one line, the verdicts, and where everything lies."""
     console.print(run_table(run))
     console.print()
-    verdicts = judge(run)
-    for line in (reading(run, verdicts), *_remarks(run)):
+    said = diagnose(run)
+    for line in (said.reading, *_remarks(run)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print()
-    console.print(verdict_table(verdicts))
+    console.print(verdict_table(said.verdicts))
     console.print(f"\n{run.path}", markup=False, highlight=False, soft_wrap=True)
 
 

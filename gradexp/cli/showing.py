@@ -6,7 +6,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 
 from gradexp.config import Config
-from gradexp.train.learner import build_network
+from gradexp.train.learner import build_module
 
 SHOWN = (
     "layer_index",
@@ -23,9 +23,9 @@ SHOWN = (
 
 def layer_table(config: Config) -> Table:
     """The rows of `layers.csv`, and the number of parameters in all."""
-    network = build_network(config)
-    rows = [layer.row(index) for index, layer in enumerate(network.observed(), start=1)]
-    total = sum(parameter.numel() for parameter in network.parameters())
+    module, layers = build_module(config)
+    rows = [layer.row(index) for index, layer in enumerate(layers, start=1)]
+    total = sum(parameter.numel() for parameter in module.parameters())
     caption = f"{total:,} parameters"
     table = Table(box=None, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     for name in SHOWN:

@@ -30,11 +30,19 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
         ConfigError: with every finding, each on its own line.
     """
     source = with_overrides(read_yaml(path), overrides)
-    if "sweep" in source.data:
-        raise ConfigError(
-            f"{source.origin(('sweep',))}  sweep: describes many runs; use `gradexp sweep {path}`"
-        )
+    refuse_sweep(source, f"`gradexp sweep {path}`")
     return resolve(source, path.parent)
+
+
+def refuse_sweep(source: Source, instead: str) -> None:
+    """A config of many runs is not that of one.
+
+    Raises:
+        ConfigError: it has a `sweep:` block; `instead` is what takes one.
+    """
+    if "sweep" in source.data:
+        where = source.origin(("sweep",))
+        raise ConfigError(f"{where}  sweep: describes many runs; use {instead}".strip())
 
 
 def resolve(source: Source, folder: Path = Path()) -> Config:

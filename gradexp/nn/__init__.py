@@ -3,7 +3,7 @@
 from gradexp.nn.activations import ACTIVATIONS, Activation
 from gradexp.nn.blueprint import BlockSpec, Blueprint, LayerSpec
 from gradexp.nn.inits import INITS, Fans, Init
-from gradexp.nn.models import MODELS, Plan
+from gradexp.nn.models import MODELS, Plan, WholePlan, is_whole
 from gradexp.nn.norms import NORMS, Norm
 from gradexp.nn.residuals import RESIDUALS, Residual
 
@@ -22,4 +22,6 @@ __all__ = [
     "Norm",
     "Plan",
     "Residual",
+    "WholePlan",
+    "is_whole",
 ]

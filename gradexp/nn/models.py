@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
+from gradexp.errors import ConfigError, nearest
 from gradexp.nn.blueprint import READOUT, BlockSpec, Blueprint, LayerSpec, grouped, staged
 from gradexp.registry import Count, Registry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Shape: TypeAlias = tuple[int, int, int]
 Plan: TypeAlias = Callable[[Shape, int, int], Blueprint]
 """Called with the input shape (C, H, W), the classes and the span of shortcuts (0: none)."""
+WholePlan: TypeAlias = "Callable[[Shape, int], nn.Module]"
+"""Called with the input shape and the classes: a module of anybody's making, images to logits."""
 
-MODELS: Registry[Callable[..., Plan]] = Registry("model", "families of nets", product=Callable)
+MODELS: Registry[Callable[..., Plan | WholePlan]] = Registry(
+    "model", "families of nets", product=Callable
+)
+
+
+def is_whole(plan: Plan | WholePlan) -> bool:
+    """Whether a plan makes a module as a whole: then it takes no span of shortcuts."""
+    return len(inspect.signature(plan).parameters) == 2  # noqa: PLR2004  shape and classes
 
 
 @MODELS.register("mlp")
@@ -83,6 +97,44 @@ def _separable(index: int, inputs: int, outputs: int, stride: int, span: int) ->
         LayerSpec(f"block{index}.pointwise", "pointwise", inputs, outputs),
     )
     return BlockSpec(layers, shortcut=span > 0 and all(layer.keeps_shape for layer in layers))
+
+
+@MODELS.register("torchvision", source="torchvision.models")
+def torchvision(*, name: str = "resnet18") -> WholePlan:
+    """A classification net of torchvision, for the data's shape and classes, not pretrained.
+
+    The first convolution takes as many channels as the images have. Its own init, activations and
+    norms stay where none are chosen.
+    """
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if name not in names:
+        raise ConfigError(
+            f"torchvision has no classification net '{name}', but resnet18, vgg16_bn, "
+            f"mobilenet_v2 and {len(names) - 3} others.{nearest(name, names)}"
+        )
+
+    def plan(shape: Shape, classes: int) -> nn.Module:
+        own = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
+        module: nn.Module = models.get_model(name, weights=None, num_classes=classes, **own)
+        return _for_channels(module, shape[0])
+
+    return plan
+
+
+def _for_channels(module: nn.Module, channels: int) -> nn.Module:
+    """The module with a first convolution of so many channels, as widely drawn as its own."""
+    import torch
+    from torch import nn
+
+    first = next(one for one in module.modules() if isinstance(one, nn.Conv2d))
+    if first.in_channels != channels:
+        outputs, _, *kernel = first.weight.shape
+        with torch.no_grad():
+            drawn = torch.randn(outputs, channels, *kernel) * first.weight.std()
+        first.in_channels, first.weight = channels, nn.Parameter(drawn)
+    return module
 
 
 def _readout(inputs: int, classes: int) -> LayerSpec:

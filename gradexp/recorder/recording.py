@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -87,7 +88,8 @@ class Recording:
                 "step_seconds": each,
             }
             rows.append({**row, **figures})
-            self._add_to_epoch(epoch, figures["loss"], figures.get("accuracy", 0.0), 1, each)
+            loss = figures.get("loss", math.nan)
+            self._add_to_epoch(epoch, loss, figures.get("accuracy", 0.0), 1, each)
         self._writers["steps"].append(rows)
         self._waiting += [
             LayerNorms(times.first + index, row, index < values.updates)

@@ -1,6 +1,6 @@
 """A grid of runs: planned first, carried out here or on a cluster, resumed by the same command."""
 
-from gradexp.sweep.plan import Cell, Plan, plan_sweep
+from gradexp.sweep.plan import Cell, Plan, plan_source, plan_sweep
 from gradexp.sweep.preview import plan_table
 from gradexp.sweep.running import SweepOptions, SweepOutcome, run_sweep
 from gradexp.sweep.status import SweepStatus, status, status_table, summary_line
@@ -13,6 +13,7 @@ __all__ = [
     "SweepOutcome",
     "SweepStatus",
     "View",
+    "plan_source",
     "plan_sweep",
     "plan_table",
     "run_sweep",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from gradexp.config import Config
 from gradexp.errors import RunError
@@ -20,6 +20,9 @@ from gradexp.records import DONE
 from gradexp.sweep.local import worker_environment
 from gradexp.sweep.plan import Cell
 from gradexp.sweep.table import Row
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CELLS, COSTS = "cells.json", "costs.json"
 PATIENCE_SECONDS = 60.0
@@ -196,6 +199,8 @@ def _step_size(config: Config) -> Size:
 def _size(config: Config) -> Size:
     """Layers of the net, and the multiplications of its forward pass on one example."""
     dataset = config.data.make()
+    if config.model.whole:
+        return _whole_size(config.model.make()(dataset.shape, dataset.classes))
     blueprint = config.model.blueprint(dataset)
     _, height, width = dataset.shape if blueprint.spatial else (1, 1, 1)
     layers, multiplications = 1, float(blueprint.readout.fan_in * blueprint.readout.outputs)
@@ -207,6 +212,12 @@ def _size(config: Config) -> Size:
         if block.pool:
             height, width = height // 2, width // 2
     return float(layers), multiplications
+
+
+def _whole_size(module: nn.Module) -> Size:
+    """Of a module of anybody's making its weights, each used once: nothing else is known."""
+    weights = [one for one in module.parameters() if one.dim() > 1]
+    return float(len(weights)), float(sum(one.numel() for one in weights))
 
 
 def _tried(cells: Sequence[Cell], threads: int) -> tuple[list[Cost], float]:

@@ -79,11 +79,19 @@ def plan_sweep(
         ConfigError: with every finding of every cell, each listed once.
     """
     source = with_grid(with_overrides(read_yaml(path), overrides), grid, seeds)
-    block = read_block(source, path)
+    return plan_source(source, path.parent, str(path))
+
+
+def plan_source(source: Source, folder: Path, called: str = "the config") -> Plan:
+    """As `plan_sweep`, from raw settings; files that they name lie relative to `folder`.
+
+    `called` is what messages call the config.
+    """
+    block = read_block(source, called)
     base = Source({k: v for k, v in source.data.items() if k != "sweep"}, source.origins)
     chosen = points(block, source)
     _refuse_seed_twice(chosen, block)
-    configs = _resolved(base, chosen, path.parent)
+    configs = _resolved(base, chosen, folder)
     cells = _cells(list(zip(chosen, configs, strict=True)), block)
     for rules in {cell.config.rules for cell in cells if cell.config.rules}:
         load_rules(Path(rules))
@@ -150,7 +158,7 @@ def _cells(chosen: Sequence[tuple[Point, Config]], block: SweepConfig) -> tuple[
 def _axis_texts(keys: Sequence[str], point: Point, config: Config) -> dict[str, str]:
     """The value of every axis; where the point does not set it, what the config has there."""
     own = {setting.key: setting.value for setting in point}
-    if len(own) < len(keys):
+    if not own.keys() >= set(keys):
         resolved = settings(config)
         own = {key: own[key] if key in own else _at(resolved, key) for key in keys}
     return {key: value_text(own[key]) for key in keys}

@@ -6,17 +6,23 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradexp.config import Config
-from gradexp.data import Batches, Data, prepare, probe_examples, stream
+from gradexp.config.parts import Part
+from gradexp.config.schema import PARTS
+from gradexp.data import Batches, Data, Dataset, prepare, probe_examples, stream
+from gradexp.errors import ConfigError
 from gradexp.nn.network import Network, Parts, build
+from gradexp.nn.observed import Observed
+from gradexp.nn.whole import ChosenParts, draw_again, exchange_parts
 from gradexp.optim import Elementwise, Update
 from gradexp.optim.parameters import Parameters, keep
 from gradexp.probes import PROBES, Prober, ProbeSet, Subject
 from gradexp.probes.capture import random_state, restore_random_state, undisturbed
 from gradexp.probes.certificates import certified_units
+from gradexp.probes.finding import find_layers
 from gradexp.probes.steps import StepProbe
 
 EVALUATION_BATCH = 1024
@@ -28,8 +34,8 @@ class Learner:
     def __init__(self, config: Config, device: torch.device) -> None:
         self.device = device
         self.data = load_data(config, device)
-        self.network = build_network(config).to(device)
-        self.layers = self.network.observed()
+        module, self.layers = build_module(config)
+        self.network = module.to(device)
         self.batches = Batches(
             self.data, config.data.batch_size, config.data.augment.make(), config.seed
         )
@@ -166,20 +172,84 @@ def load_data(config: Config, device: torch.device) -> Data:
     )
 
 
+def build_module(config: Config) -> tuple[nn.Module, list[Observed]]:
+    """The run's net on the CPU, initialized from its seed, and its layers in forward order.
+
+    Raises:
+        ConfigError: a part is not what its entry says or has no place, or the net takes no images
+            of this shape.
+    """
+    if config.model.whole:
+        return _build_whole(config)
+    network = build_network(config)
+    return network, network.observed()
+
+
 def build_network(config: Config) -> Network:
-    """The run's net on the CPU, initialized from its seed."""
+    """The run's net, of a family of layers."""
     model = config.model
+    activation, init, norm, residual = (_chosen(getattr(model, key)) for key in PARTS)
     parts = Parts(
-        activation=model.activation.make(),
-        init=model.init.make(),
-        norm=model.norm.make(),
-        residual=model.residual.make(),
+        activation=activation.make(),
+        init=init.make(),
+        norm=norm.make(),
+        residual=residual.make(),
         dropout=model.dropout,
         bias=model.bias,
-        activation_name=model.activation.name,
-        norm_name=model.norm.name,
+        activation_name=activation.name,
+        norm_name=norm.name,
     )
-    return build(config.blueprint(), parts, stream(config.seed, "init"))
+    return build(model.blueprint(config.data.make()), parts, stream(config.seed, "init"))
+
+
+def _chosen(part: Part | None) -> Part:
+    assert part is not None  # noqa: S101  the schema chooses for families of layers
+    return part
+
+
+def _build_whole(config: Config) -> tuple[nn.Module, list[Observed]]:
+    """The run's net, of a family that makes a module as a whole."""
+    model, dataset = config.model, config.data.make()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (), generator=stream(config.seed, "init"))))
+        module = model.make()(dataset.shape, dataset.classes)
+        if not isinstance(module, nn.Module):
+            raise ConfigError(
+                f"model: family '{model.family}' must make a torch module, "
+                f"made {type(module).__name__}"
+            )
+        exchange_parts(
+            module,
+            ChosenParts(
+                activation=model.activation.make() if model.activation else None,
+                activation_name=model.activation.name if model.activation else "",
+                norm=model.norm.make() if model.norm else None,
+                norm_chosen=model.norm is not None,
+            ),
+        )
+    layers = _found(module, model.family, dataset)
+    if model.init:
+        draw_again(layers, model.init.make(), stream(config.seed, "init"))
+    return module, layers
+
+
+def _found(module: nn.Module, family: str, dataset: Dataset) -> list[Observed]:
+    try:
+        layers = find_layers(module, torch.zeros(2, *dataset.shape))
+        logits = module.eval()(torch.zeros(2, *dataset.shape))
+    except (RuntimeError, ValueError, TypeError) as error:
+        shape = "x".join(map(str, dataset.shape))
+        raise ConfigError(
+            f"model: a net of family '{family}' cannot take {shape} images: {error}"
+        ) from error
+    module.train()
+    if not isinstance(logits, Tensor) or logits.shape != (2, dataset.classes):
+        shown = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(
+            f"model: a net of family '{family}' must return logits [n, {dataset.classes}], "
+            f"returned {shown} for 2 images"
+        )
+    return layers
 
 
 def _update(config: Config, parameters: Parameters) -> Update:

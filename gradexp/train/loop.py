@@ -138,7 +138,7 @@ class Loop:
 
 def _prober(config: Config, learner: Learner) -> Any:
     examples = None if config.probe.examples == "all" else config.probe.examples
-    norm = config.model.norm.make()
-    alone = not (norm and norm.across_examples)
+    norm = config.model.norm.make() if config.model.norm else None
+    alone = not (config.model.whole or (norm and norm.across_examples))
     together = most_at_once(learner.layers, learner.batches.batch_size, alone=alone)
     return learner.prober(examples, together)

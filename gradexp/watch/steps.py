@@ -79,8 +79,29 @@ class StepWatcher:
         """Counts how often each gradient was changed in place."""
         return [-1 if one.grad is None else one.grad._version for one in self._parameters.tensors]
 
+    def _update_comes(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """An optimizer steps; with a closure, the backward pass is still to come, inside the step.
+
+        The first of the arguments is the optimizer.
+        """
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._measure(optimizer)
+            return None
+
+        def measured() -> Any:
+            value = closure()
+            self._measure(optimizer)
+            return value
+
+        if len(args) > 1:
+            return (args[0], measured, *args[2:]), kwargs
+        return args, {**kwargs, "closure": measured}
+
     @torch.no_grad()
-    def _update_comes(self, optimizer: torch.optim.Optimizer, *_arguments: Any) -> None:
+    def _measure(self, optimizer: torch.optim.Optimizer) -> None:
         """Measure what the optimizer gets; of several optimizers the first one tells."""
         if self._pending:
             return
@@ -100,16 +121,19 @@ class StepWatcher:
         self.rates.append(rate)
 
     @torch.no_grad()
-    def ended(self, loss: Tensor, outputs: Tensor | None, targets: Tensor | None) -> bool:
+    def ended(self, loss: Tensor | None, outputs: Tensor | None, targets: Tensor | None) -> bool:
         """A step has ended; False where it made no update yet, as when gradients are accumulated.
 
         The loss of an update is the mean of those told since the last one.
         """
-        self._losses.append(loss.detach())
+        if loss is not None:
+            self._losses.append(loss.detach())
         if not self._pending:
             return False
         now = self._probe.now
-        now.loss = torch.stack(self._losses).mean() if len(self._losses) > 1 else self._losses[0]
+        if self._losses:
+            told = self._losses
+            now.loss = torch.stack(told).mean() if len(told) > 1 else told[0]
         if outputs is not None and targets is not None:
             now.predicted, now.targets = outputs.detach().argmax(1), targets
         self._probe.updated()

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from gradexp.probes.following import tensors_of
 from gradexp.records import RunDir
 
 
@@ -23,6 +24,19 @@ def plain_module(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
+
+
+def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer inside what hands its steps on, as Accelerate's does; it is the one hooked."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def batch_size(inputs: Any) -> int | None:
+    """How many examples a batch has, of whatever form; None where it holds no tensor of them."""
+    first = next(tensors_of([inputs]), None)
+    return len(first) if first is not None and first.dim() else None
 
 
 def free_run(path: Path) -> RunDir:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradexp.analysis import Verdict, conclude, judge, load_rules, own_rules, reading
+from gradexp.analysis import Diagnosis, conclude, diagnose, load_rules, own_rules
 from gradexp.errors import ConfigError, RunError
 from gradexp.nn.observed import Observed
 from gradexp.probes import PROBES, Prober, ProbeSet, Subject, added_columns
@@ -35,7 +35,16 @@ from gradexp.recorder import Life, Recording, StepTimes, environment, write_laye
 from gradexp.records import DIVERGED, FINISHED, write_atomically
 from gradexp.watch.losses import Loss, SummedLoss, reduction_of
 from gradexp.watch.steps import StepWatcher
-from gradexp.watch.subject import described, free_run, number, on_device, plain_module, to_yaml
+from gradexp.watch.subject import (
+    batch_size,
+    described,
+    free_run,
+    number,
+    on_device,
+    plain_module,
+    plain_optimizer,
+    to_yaml,
+)
 
 PROBE_SHARE = 0.05  # of the training examples, at the default cadence
 CHUNK_STEPS = 256
@@ -119,7 +128,8 @@ class Watch:
         settings: Settings,
     ) -> None:
         self._module = plain_module(model)
-        self._optimizers, self._scaler, self._settings = optimizers, scaler, settings
+        self._optimizers = [plain_optimizer(one) for one in optimizers]
+        self._scaler, self._settings = scaler, settings
         self._device = next(self._module.parameters()).device
         self.run = free_run(settings.out)
         self._hold = ExitStack()
@@ -142,13 +152,10 @@ class Watch:
         self._life = Life(self.run, {}, content)
         if settings.rules:
             write_atomically(self.run.rules, settings.rules.read_bytes())
-        write_atomically(self.run.config, to_yaml(described(self._module, optimizers, loss)))
+        write_atomically(self.run.config, to_yaml(described(self._module, self._optimizers, loss)))
         self._began = time.perf_counter()
-        if probe is not None and loss is not None:
-            inputs, targets = (on_device(part, self._device) for part in probe)
-            self._observe(inputs)
-            self._prober = self._make_prober(inputs, targets, loss)
-            self._look()
+        self._looking = False
+        self._wanted = None if probe is None or loss is None else (*probe, loss)
         self._calls = on_call(model, self._called)
 
     def _observe(self, inputs: Any) -> None:
@@ -170,34 +177,71 @@ class Watch:
         self._life.manifest["loss"] = {"reduction": summed.reduction}
         none: list[Tensor | None] = [None] * len(self.layers)
         subject = Subject(self._module, self.layers, summed, lambda: none)
-        examples = ProbeSet(inputs, targets, length(inputs))
+        # In batches as the loop has them: so many fit into memory, and share statistics.
+        examples = ProbeSet(inputs, targets, self._batch or length(inputs))
         return Prober(subject, examples, [entry.make() for entry in PROBES])
 
     def _called(self, inputs: Arguments) -> None:
         """The loop calls the module: the first time that tells its layers and the batch."""
+        if self._looking:
+            return
         if self._settings.stop_on_nonfinite:
             self._inputs = inputs
         if self._batch is not None:
             return
-        self._batch = length(inputs)
+        self._batch = batch_size(inputs) or 1
         if not self._settings.stop_on_nonfinite:
             self._calls.remove()
-        if not self.layers:
+        if self._wanted:
+            self._begin_probing()
+        else:
             self._observe(inputs)
 
+    def _begin_probing(self) -> None:
+        """Look for the first time: before anything was trained, and with the loop's batch known."""
+        assert self._wanted is not None  # noqa: S101  asked only where there is one
+        *probe, loss = self._wanted
+        self._wanted = None
+        inputs, targets = (on_device(part, self._device) for part in probe)
+        with self._by_itself():
+            self._observe(inputs)
+            self._prober = self._make_prober(inputs, targets, loss)
+        self._look()
+
+    @contextmanager
+    def _by_itself(self) -> Iterator[None]:
+        """The loop may be in the middle of anything: without gradients, in half precision."""
+        self._looking = True
+        try:
+            with (
+                torch.inference_mode(mode=False),
+                torch.autocast(self._device.type, enabled=False),
+            ):
+                yield
+        finally:
+            self._looking = False
+
     def step(
-        self, loss: Tensor, outputs: Tensor | None = None, targets: Tensor | None = None
+        self,
+        loss: Tensor | None,
+        outputs: Tensor | None = None,
+        targets: Tensor | None = None,
+        *,
+        examples: int | None = None,
     ) -> None:
         """A step of the loop has ended: after the optimizer's, with the loss that was trained on.
 
         Outputs [n, classes] and targets [n], where given, are recorded as accuracy. Calls between
-        two updates, as when gradients are accumulated, count as one step with their mean loss.
+        two updates, as when gradients are accumulated, count as one step with their mean loss; it
+        stays empty where it is not known. Tell how many examples the batch had where only parts of
+        the module are called.
 
         Raises:
             RunError: the module was not called since it is watched.
         """
         if not self.layers:
             raise RunError("watch.step: the watched module was never called; is it another one?")
+        self._batch = self._batch or examples
         if not self._watcher.ended(loss, outputs, targets):
             return
         self.steps += 1
@@ -236,13 +280,14 @@ class Watch:
         bad = first_bad_step(values)
         if bad is not None and self._first is None:
             self._first = locate_by_norms(values, bad, first + bad, names)
-        if self._diverged is None and not np.isfinite(values.loss).all():
-            step = first + int(np.argmin(np.isfinite(values.loss)))
+        if self._diverged is None and values.bad_loss.any():
+            step = first + int(np.argmax(values.bad_loss))
             self._diverged = NonFinite(step, "loss", None, None)
 
     def _look(self) -> None:
         assert self._prober is not None  # noqa: S101  asked only where there is one
-        rows = self._prober.look(self.steps)
+        with self._by_itself():
+            rows = self._prober.look(self.steps)
         self._recording.probe(rows)
         self._first = self._first or locate_by_probe(self.layers, rows.signal, self.steps)
         self._began = time.perf_counter()
@@ -259,9 +304,10 @@ class Watch:
 
     def diagnosis(self) -> Diagnosis:
         """What is to be said of the run so far."""
+        if self._wanted:
+            self._begin_probing()
         self._flush()
-        verdicts = judge(self.run)
-        return Diagnosis(reading(self.run, verdicts), verdicts)
+        return diagnose(self.run)
 
     def close(self) -> None:
         """A last look; then everything is written, judged, and the hooks are taken away."""
@@ -275,6 +321,8 @@ class Watch:
             self._take_hooks_away()
 
     def _finish(self) -> None:
+        if self._wanted:
+            self._begin_probing()
         if not self.layers:
             raise RunError(f"{self.run.path}: the watched module was never called")
         self._flush()
@@ -310,7 +358,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _where: object
     ) -> None:
-        if error is None or isinstance(error, KeyboardInterrupt | NonFiniteError):
+        if self._closed or error is None or isinstance(error, KeyboardInterrupt | NonFiniteError):
             self.close()
             return
         self._closed = True
@@ -320,23 +368,3 @@ class Watch:
         self._take_hooks_away()
         self._life.failed(error)
         self._life.ended()
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What is said of a run: the reading in one line, and the verdicts, worst first."""
-
-    reading: str
-    verdicts: list[Verdict]
-
-    @property
-    def names(self) -> list[str]:
-        """The verdicts in one word each."""
-        return [verdict.name for verdict in self.verdicts]
-
-    def __str__(self) -> str:
-        lines = [
-            f"{verdict.name} ({verdict.level}): {verdict.finding} {verdict.advice}"
-            for verdict in self.verdicts
-        ]
-        return "\n".join([self.reading, *lines])
