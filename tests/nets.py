@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradexp.config import Config, parse_yaml, resolve, with_overrides
+from gradexp.nn import MODELS, is_whole
 from gradexp.records import RunDir
 from gradexp.train import execute
 from gradexp.train.learner import build_network
@@ -22,6 +23,8 @@ data: {dataset: synthetic, classes: 3, channels: 2, size: 6, examples: 40, batch
 train: {steps: 4}
 probe: {every: 4, examples: 12}
 """
+FAMILIES = [entry.name for entry in MODELS if not is_whole(entry.make())]
+"""The families of layers; nets that are built as a whole have tests of their own."""
 Map = nn.Linear | nn.Conv2d
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm
 Module = TypeVar("Module", bound=nn.Module)

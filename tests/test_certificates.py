@@ -21,6 +21,7 @@ from gradexp.nn.residuals import Residual
 from gradexp.probes.activity import inactive
 from gradexp.probes.capture import captured
 from gradexp.probes.certificates import certified_units
+from tests.nets import FAMILIES
 from tests.probing import certificates
 from tests.probing import proved as certify
 
@@ -83,7 +84,7 @@ class Case:
 
 cases = st.builds(
     Case,
-    st.sampled_from(MODELS.names()),
+    st.sampled_from(FAMILIES),
     st.sampled_from(FLAT),
     st.sampled_from(NORMS.names()),
     st.sampled_from(RESIDUALS.names()),
@@ -152,7 +153,7 @@ def test_no_valid_input_activates_a_certified_unit(case: Case) -> None:
         assert not fires(network, certified, inputs)
 
 
-@pytest.mark.parametrize("family", MODELS.names())
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("norm", NORMS.names())
 def test_certificates_are_found(family: str, norm: str) -> None:
     """Somewhere in every kind of net: the property above is not vacuous."""

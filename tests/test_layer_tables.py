@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from gradexp.cli import app
 from gradexp.config import to_yaml
-from gradexp.nn import MODELS
-from tests.nets import config_of, maps_of, network_of, run_of
+from tests.nets import FAMILIES, config_of, maps_of, network_of, run_of
 
 DIGITS = "data={dataset: digits}"  # images [1, 8, 8], ten classes
 
@@ -136,7 +135,7 @@ NETS = {
 
 
 def test_every_family_has_two_tables() -> None:
-    for family in MODELS.names():
+    for family in FAMILIES:
         assert len([name for name in NETS if name.split(",")[0] == family]) >= 2, family
 
 

@@ -53,6 +53,7 @@ OTHER: dict[str, dict[str, dict[str, Any]]] = {
         "mlp": {"depth": 2, "width": 6},
         "cnn": {"depth": 4, "width": 3, "stages": 2},
         "mobilenet_v1": {"depth": 4, "width": 3, "stages": 2},
+        "torchvision": {"name": "mobilenet_v3_small"},
     },
     "norms": {"batch": {"eps": 0.1, "momentum": 0.5}, "layer": {"eps": 0.1}},
     "optimizers": {
@@ -94,7 +95,7 @@ ALIASES = {
     },
 }
 # What these say is not in a table.
-WITHOUT_OUTCOME = {"name", "device", "imports"}
+WITHOUT_OUTCOME = {"name", "device", "imports", "rules"}
 
 SMALL = ("model={family: mlp, depth: 3, width: 5}", "train.steps=3")
 SETTING = {  # in which the parts of a kind are compared

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from gradexp.config import REGISTRIES, Config, load_config
 from gradexp.errors import ConfigError
-from gradexp.nn import ACTIVATIONS, INITS, MODELS, NORMS, RESIDUALS, LayerSpec
+from gradexp.nn import ACTIVATIONS, INITS, NORMS, RESIDUALS, LayerSpec
 from gradexp.nn.network import Network
 from gradexp.registry import Registry
 from gradexp.train.learner import build_network
+from tests.nets import FAMILIES
 
-FAMILIES = MODELS.names()
 PARTS = [
     *(("activation", name) for name in ACTIVATIONS.names()),
     *(("init", name) for name in INITS.names()),
