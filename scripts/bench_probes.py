@@ -222,7 +222,7 @@ def plain_net(config: Config) -> nn.Sequential:
     for block in network.blocks:
         for layer in block.layers:
             modules += [torch_module(layer), layer.activation]
-        modules += [] if isinstance(block.pool, nn.Identity) else [block.pool]
+        modules += [block.pool] if block.pool is not None else []
     modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if network.spatial else []
     return nn.Sequential(*modules, torch_module(network.readout))
 

@@ -68,8 +68,8 @@ def watched(config: Config, out: Path, like: RunDir) -> RunDir:
             loss = F.cross_entropy(logits, targets)
             loss.backward()
             if clip:
-                norms = torch.stack([one.grad.norm() for one in net.parameters()])
-                clip([one.grad for one in net.parameters()], torch.linalg.vector_norm(norms))
+                total_norm = torch.linalg.vector_norm(learner._parameters.gradient_norms())
+                clip([one.grad for one in net.parameters()], total_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=False)
             watch.step(loss, logits, targets)
@@ -121,6 +121,9 @@ def main() -> None:
     failed = 0
     for path in options.configs:
         settings = [f"train.steps={options.steps}"] if options.steps else []
+        if load_config(path, settings).train.steps == 0:
+            print(f"--   {path.stem:32s} is observed, not trained: there is no loop to watch")
+            continue
         with tempfile.TemporaryDirectory() as folder:
             found, ours, theirs = compare(load_config(path, settings), Path(folder))
         good = max(found.values()) <= LIMIT and ours == theirs
@@ -128,7 +131,7 @@ def main() -> None:
         shown = "  ".join(f"{table} {value:.1e}" for table, value in found.items())
         said = ", ".join(ours) if ours == theirs else f"{', '.join(ours)} / {', '.join(theirs)}"
         print(f"{'ok ' if good else 'BAD'}  {path.stem:32s} {shown}  {said}", flush=True)
-    print(f"{len(options.configs) - failed} of {len(options.configs)} agree")
+    print(f"{failed} of {len(options.configs)} do not agree" if failed else "all agree")
     sys.exit(1 if failed else 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -99,6 +100,19 @@ def begin() -> Iterator[Begin]:
             return process
 
         yield start
+
+
+@pytest.fixture
+def unheard_signals_fail() -> Iterator[None]:
+    """A signal that the program should have handled fails the test, not all tests."""
+
+    def unheard(number: int, _: object) -> None:
+        raise AssertionError(f"nobody handles signal {number}")
+
+    before = {each: signal.signal(each, unheard) for each in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 class StopAt(Observer):

@@ -6,6 +6,7 @@ process does is the same; that fresh ones do it too is tested where the program 
 
 from __future__ import annotations
 
+import importlib
 import os
 import runpy
 import signal
@@ -40,6 +41,7 @@ def fork_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     Where there is a GPU nothing changes: its driver does not survive a fork.
     """
     if not torch.cuda.is_available():
+        importlib.import_module("torch._dynamo")  # training does so, and it takes as long as torch
         monkeypatch.setattr(subprocess, "Popen", ForkedPopen)
 
 
@@ -74,6 +76,8 @@ def _start_afresh(arguments: Sequence[str], env: dict[str, str] | None) -> None:
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # as an interpreter does when it starts
+        signal.signal(ignored, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     while arguments and arguments[0] == "-W":
         arguments = arguments[2:]

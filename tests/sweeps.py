@@ -22,6 +22,7 @@ PATIENCE = 180.0  # seconds: far beyond what anything here takes, however busy t
 
 PARTS = """
 from functools import partial
+import json
 import os
 import signal
 import time
@@ -42,6 +43,30 @@ def _load(mode, marker):
         if marker:
             Path(marker).touch()
         os.kill(os.getpid(), signal.SIGKILL)
+    if mode == "witness":
+        Path(marker).write_text(json.dumps({
+            "threads": torch.get_num_threads(),
+            "omp": os.environ["OMP_NUM_THREADS"],
+            "pid": os.getpid(),
+            "group": os.getpgid(0),
+            "session": os.getsid(0),
+            "polite kill ends it": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+        }))
+    if mode == "lingers":
+        try:
+            Path(marker + ".begun").touch()
+            time.sleep(1000)
+        except KeyboardInterrupt:
+            time.sleep(1)
+            Path(marker).touch()
+            raise
+    while mode == "waits":
+        time.sleep(1)
+    while mode == "deaf":
+        try:
+            time.sleep(1)
+        except KeyboardInterrupt:
+            continue
     if mode == "together":
         Path(marker).mkdir(exist_ok=True)
         Path(marker, str(os.getpid())).touch()
@@ -55,7 +80,7 @@ def _load(mode, marker):
 
 @DATASETS.register("fragile")
 def fragile(*, mode: str = "fine", marker: str = "") -> Dataset:
-    "Random images; some modes end in a failure, in one two cells wait for each other."
+    "Random images; modes fail, wait for another cell, tell of their process, or end never."
     return Dataset("fragile", (1, 4, 4), 4, partial(_load, mode, marker))
 """
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gradexp.records import RunDir
 from tests.conftest import Begin
+from tests.forking import fork_instead
 from tests.kill_points import Point, environment, killed
-from tests.sweeps import PARTS, PATIENCE, repeatable, states, write_config
+from tests.sweeps import PARTS, PATIENCE, end, repeatable, start, states, write_config
 
 pytestmark = [pytest.mark.usefixtures("forks"), pytest.mark.xdist_group("kills")]
 
@@ -53,16 +57,24 @@ def _written(out: Path) -> Path:
     return config
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    return _written(tmp_path)
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _written(tmp_path_factory.mktemp("config"))
 
 
-@pytest.fixture
-def expected(config: Path, begin: Begin) -> dict[str, object]:
+@pytest.fixture(scope="module")
+def expected(config: Path) -> dict[str, object]:
     """What a sweep leaves that nobody disturbs."""
     out = config.parent / "undisturbed"
-    _finish(begin, config, out)
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as ends:
+        fork_instead(patch)
+
+        def begin(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
+            process = start(*arguments, **options)
+            ends.callback(end, process)
+            return process
+
+        _finish(begin, config, out)
     return repeatable(out)
 
 
@@ -101,9 +113,9 @@ def _is_temporary(record: dict[str, str]) -> bool:
     ids=["while it writes its own files", "while a worker writes, with the worker"],
 )
 def test_the_same_command_goes_on_after_a_kill(
-    points: list[Point], config: Path, expected: dict[str, object], begin: Begin
+    points: list[Point], config: Path, expected: dict[str, object], begin: Begin, tmp_path: Path
 ) -> None:
-    out, records = config.parent / "out", config.parent / "records"
+    out, records = tmp_path / "out", tmp_path / "records"
     finished: dict[str, int] = {}
     for number in range(len(points)):
         moments = environment(points[: number + 1], records)
@@ -125,10 +137,10 @@ TABLES_WRITTEN = ("steps.csv", "gradients.csv")
 
 
 def test_a_killed_worker_costs_its_cell_one_retry(
-    config: Path, expected: dict[str, object], begin: Begin
+    config: Path, expected: dict[str, object], begin: Begin, tmp_path: Path
 ) -> None:
     """One sweep, in which a worker dies at every moment, each time in another cell."""
-    out, records = config.parent / "out", config.parent / "records"
+    out, records = tmp_path / "out", tmp_path / "records"
     errors = _finish(begin, config, out, **environment(OF_A_RUN, records))
     hits = killed(records)
     assert [hit["point"] for hit in hits] == list(map(str, OF_A_RUN))

@@ -7,10 +7,8 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,7 +28,11 @@ from gradexp.sweep import (
     sweep_view,
 )
 from gradexp.sweep.local import SECONDS_TO_STOP
-from tests.sweeps import repeatable, rows, start, states, workers_of, write_config
+from tests.conftest import Begin
+from tests.forking import fork_instead
+from tests.sweeps import PATIENCE, repeatable, rows, states, wait_until, workers_of, write_config
+
+pytestmark = pytest.mark.usefixtures("forks")
 
 DEPTHS = "model.depth=2,3"
 
@@ -47,7 +49,9 @@ def _sweep(folder: Path, *grid: str, **options: object) -> SweepOutcome:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a config and a finished sweep of four cells, to be copied."""
     folder = tmp_path_factory.mktemp("finished")
-    assert _sweep(folder, DEPTHS, "seed=0,1").exit_code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        fork_instead(patch)
+        assert _sweep(folder, DEPTHS, "seed=0,1").exit_code == 0
     return folder
 
 
@@ -74,7 +78,7 @@ def test_what_is_done_is_not_done_again_and_a_changed_grid_adds(copied: Path) ->
 def test_damaged_files_mend_themselves(copied: Path) -> None:
     """A summary, a manifest, and the tables of the sweep itself, each cut in half."""
     out, expected = copied / "out", repeatable(copied / "out")
-    first, second, *_ = sorted((out / "runs").iterdir())
+    first, second, *_ = (out / "runs" / row["run"] for row in rows(out / "plan.csv"))
     for path in (first / "summary.json", second / "manifest.json", out / "runs.csv"):
         _cut_in_half(path)
     (out / "plan.csv").write_text((out / "plan.csv").read_text()[:-15])
@@ -85,11 +89,13 @@ def test_damaged_files_mend_themselves(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["checkpoint.pt", "steps.csv"])
-def test_an_interrupted_cell_with_damaged_files_is_finished(copied: Path, damaged: str) -> None:
+def test_an_interrupted_cell_with_damaged_files_is_finished(
+    copied: Path, damaged: str, begin: Begin
+) -> None:
     out = copied / "out"
     many = ["train.steps=1500"]
-    process = start(copied / "tiny.yaml", out, *many, workers=1)
-    _wait_until(lambda: list(out.glob("runs/*/checkpoint.pt")), process)
+    process = begin(copied / "tiny.yaml", out, *many, workers=1)
+    wait_until(lambda: list(out.glob("runs/*/checkpoint.pt")), process)
     for pid in [*workers_of(process), process.pid]:
         os.kill(pid, signal.SIGKILL)
     process.communicate(timeout=PATIENCE)
@@ -151,31 +157,19 @@ def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
     assert _sweep(tmp_path, "train.optimizer.lr=1e30").already_done == 1
 
 
-PATIENCE = 120.0
-
-
-def _wait_until(reached: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    give_up = time.monotonic() + PATIENCE
-    while not reached():
-        if process.poll() is not None or time.monotonic() > give_up:
-            process.kill()
-            pytest.fail(f"it never came to that: {process.communicate()[1]}")
-        time.sleep(0.005)
-
-
 def _at_work(out: Path, runs: int) -> bool:
     """So many unfinished runs have written some steps."""
     tables = [path for path in out.glob("runs/*/steps.csv") if path.stat().st_size > 1000]
     return sum(not (path.parent / "summary.json").exists() for path in tables) >= runs
 
 
-def test_ctrl_c_keeps_checkpoints_and_the_same_command_goes_on(copied: Path) -> None:
+def test_ctrl_c_keeps_checkpoints_and_the_same_command_goes_on(copied: Path, begin: Begin) -> None:
     """Both cells begin to train at the same moment, however late one worker is."""
     config, out = copied / "tiny.yaml", copied / "out"
     together = ("data.mode=together", f"data.marker={copied / 'meeting'}")
-    grid = ("train.steps=5000", "probe.every=1000", "seed=0,1", *together)
-    process = start(config, out, *grid, checkpoint_seconds=1000.0)
-    _wait_until(lambda: _at_work(out, 2), process)
+    grid = ("train.steps=3000", "probe.every=1000", "seed=0,1", *together)
+    process = begin(config, out, *grid, checkpoint_seconds=1000.0)
+    wait_until(lambda: _at_work(out, 2), process)
     assert status(out).live
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE)
@@ -195,15 +189,15 @@ def _interrupt_waits_at(pid: int) -> bool:
     return bool(int(pending.split()[1], 16) >> (signal.SIGINT - 1) & 1)
 
 
-def test_a_second_ctrl_c_ends_at_once(copied: Path) -> None:
+def test_a_second_ctrl_c_ends_at_once(copied: Path, begin: Begin) -> None:
     config, out = copied / "tiny.yaml", copied / "out"
-    process = start(config, out, "train.steps=100000")
-    _wait_until(lambda: _at_work(out, 1), process)
+    process = begin(config, out, "train.steps=100000")
+    wait_until(lambda: _at_work(out, 1), process)
     workers = workers_of(process)
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
-    _wait_until(lambda: all(map(_interrupt_waits_at, workers)), process)
+    wait_until(lambda: all(map(_interrupt_waits_at, workers)), process)
     asked = time.monotonic()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=PATIENCE)
@@ -214,24 +208,21 @@ def test_a_second_ctrl_c_ends_at_once(copied: Path) -> None:
 
 
 def test_watching_ends_when_the_sweep_does(
-    copied: Path, capsys: pytest.CaptureFixture[str]
+    copied: Path, capsys: pytest.CaptureFixture[str], begin: Begin
 ) -> None:
     config, out = copied / "tiny.yaml", copied / "out"
-    process = start(config, out, "train.steps=2000", "probe.every=500")
-    _wait_until(lambda: _at_work(out, 1), process)
-    show_status(out, watch=True)
+    process = begin(config, out, "train.steps=2000", "probe.every=500")
+    wait_until(lambda: _at_work(out, 1), process)
+    show_status(out, None, watch=True)
     assert "5 cells: 5 finished." in capsys.readouterr().out
     assert process.wait(PATIENCE) == 0
-    process.communicate()
 
 
-def test_a_second_sweep_on_the_directory_is_refused(copied: Path) -> None:
-    process = start(copied / "tiny.yaml", copied / "out", "train.steps=100000")
-    _wait_until(lambda: _at_work(copied / "out", 1), process)
+def test_a_second_sweep_on_the_directory_is_refused(copied: Path, begin: Begin) -> None:
+    process = begin(copied / "tiny.yaml", copied / "out", "train.steps=100000")
+    wait_until(lambda: _at_work(copied / "out", 1), process)
     with pytest.raises(RunError, match="another sweep is working here"):
         _sweep(copied, DEPTHS)
-    process.kill()
-    process.communicate(timeout=PATIENCE)
 
 
 def test_a_directory_that_cannot_be_written_is_said_clearly(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from gradexp.errors import ConfigError
 from gradexp.sweep import SweepOptions, plan_sweep, run_sweep
+from tests.forking import fork_instead
 from tests.sweeps import repeatable, states, write_config
 
 GRID = ("model.depth=2,3", "seed=0,1,2,3")
@@ -86,7 +87,9 @@ sys.exit(outcome.exit_code)
 )
 
 
-def test_a_lost_machine_and_an_interrupt_cost_nothing_but_time(tmp_path: Path) -> None:
+def test_a_lost_machine_and_an_interrupt_cost_nothing_but_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("ray", reason="Ray is not installed")
     config = write_config(tmp_path)
     scratch = tmp_path / "scratch"
@@ -107,6 +110,7 @@ def test_a_lost_machine_and_an_interrupt_cost_nothing_but_time(tmp_path: Path) -
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    fork_instead(monkeypatch)
     local = SweepOptions(workers=2)
     run_sweep(plan_sweep(config, [], GRID), tmp_path / "local", local)
     run_sweep(plan_sweep(config, LONGER, (), 2), tmp_path / "local", local)

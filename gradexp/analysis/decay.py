@@ -55,10 +55,13 @@ def decay_per_layer(norms: Array) -> Array:
         return np.asarray(np.nanmedian(slopes, axis=1))
 
 
-def over_depth(norms: Array) -> Depth:
-    """Read pre_grad_norm of shape (probes, layers), nearest the input first."""
+def over_depth(norms: Array, measured: npt.NDArray[np.bool_] | None = None) -> Depth:
+    """Read pre_grad_norm of shape (probes, layers), nearest the input first.
+
+    Layers that are not `measured`, since they have no gradient per example, are passed over.
+    """
     log = _log10(norms)
-    log[~np.isfinite(norms).all(axis=1)] = np.nan
+    log[~np.isfinite(norms if measured is None else norms[:, measured]).all(axis=1)] = np.nan
     drop, drop_from, drop_to = _largest_fall(log)
     rise, rise_from, rise_to = _largest_fall(-log)
     zero_layers = (norms == 0).sum(axis=1).astype(np.float64)

@@ -154,11 +154,11 @@ def gather(run: RunDir) -> Evidence:
     return Evidence(
         layers,
         probes,
-        over_depth(probes.pre_grad_norm),
+        over_depth(probes.pre_grad_norm, _measured(run, tables["signal"], len(layers))),
         _gradients(tables["gradients"], len(layers)),
         _curve(tables["steps"]),
         _totals(tables["steps"], tables["epochs"]),
-        _non_finite(tables),
+        _non_finite(run, tables),
     )
 
 
@@ -284,14 +284,42 @@ def _growth(grad_norm: Array) -> tuple[float, int]:
     return float(finite.max()) / start, int(finite.argmax())
 
 
-def _non_finite(tables: dict[str, Columns]) -> NonFinite | None:
+def _non_finite(run: RunDir, tables: dict[str, Columns]) -> NonFinite | None:
     """The earliest non-finite figure; within one step in the order in which it would spread."""
-    found = [_first_bad(tables[table], what, column, end) for table, what, column, end in SPREAD]
+    found = [
+        _first_bad(tables[table], _bad_cells(run, table, column, tables), what, end)
+        for table, what, column, end in SPREAD
+    ]
     return min((bad for bad in found if bad), key=lambda bad: bad.step, default=None)
 
 
-def _first_bad(table: Columns, tensor: str, column: str, end: int) -> NonFinite | None:
-    bad = ~np.isfinite(table[column])
+def _bad_cells(
+    run: RunDir, table: str, column: str, tables: dict[str, Columns]
+) -> npt.NDArray[np.bool_]:
+    """Where something not finite was measured; a frozen layer's gradient is not measured at all."""
+    values = tables[table][column]
+    bad: npt.NDArray[np.bool_] = ~np.isfinite(values) & ~_empty(run, table, column, values)
+    return bad
+
+
+def _empty(run: RunDir, table: str, column: str, values: Array) -> npt.NDArray[np.bool_]:
+    """Which of a column's values are nan since their cells are empty."""
+    empty = np.zeros(len(values), dtype=np.bool_)
+    if np.isnan(values).any():
+        cells = run.empty_cells(table, column)[: len(values)]  # the run may have gone on meanwhile
+        empty[: len(cells)] = cells
+    return empty
+
+
+def _measured(run: RunDir, signal: Columns, depth: int) -> npt.NDArray[np.bool_]:
+    """Which layers have a gradient per example; an embedding of positions, say, has none."""
+    empty = _empty(run, "signal", "pre_grad_norm", signal["pre_grad_norm"])
+    return np.isin(np.arange(1, depth + 1), signal["layer_index"][~empty])
+
+
+def _first_bad(
+    table: Columns, bad: npt.NDArray[np.bool_], tensor: str, end: int
+) -> NonFinite | None:
     if not bad.any():
         return None
     step = table["step"][bad].min()

@@ -196,7 +196,7 @@ class Pieces:
         count: of all pieces.
     """
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
         alike: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
             alike.setdefault((size, index if size > LONGEST_ROW else -1), []).append(index)
@@ -207,13 +207,14 @@ class Pieces:
         self._first = np.cumsum([0, *self._rows[:-1]])
         self._place = np.argsort(order)
         self._known: dict[tuple[bool, ...], Tensor] = {}
+        self._device = device
         self.count = sum(self._rows)
 
     def norms(self, values: Sequence[Tensor | None]) -> Tensor:
         """L2 norms of all pieces; 0 for those of what is None."""
         matrices = list(self._matrices(values))
         if not matrices:
-            return torch.zeros(self.count)
+            return torch.zeros(self.count, device=self._device)
         norms = norms_of_rows(matrices)
         if len(norms) == self.count:
             return norms
@@ -255,7 +256,8 @@ class SeparateParameters:
         self.tensors, self.weights = tensors, weights
         self._weights = tensors[:weights]
         sizes = [one.numel() for one in tensors]
-        self._all, self._of_weights = Pieces(sizes), Pieces(sizes[:weights])
+        device = tensors[0].device
+        self._all, self._of_weights = Pieces(sizes, device), Pieces(sizes[:weights], device)
         self._before: list[Tensor] = []
 
     def gradient_norms(self) -> Tensor:

@@ -76,7 +76,7 @@ def on_call(module: nn.Module, told: Callable[[Arguments], None]) -> RemovableHa
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         told(Arguments(args, kwargs))
 
-    return module.register_forward_pre_hook(hook, with_kwargs=True)
+    return module.register_forward_pre_hook(_uncompiled(hook), with_kwargs=True)
 
 
 def on_return(module: nn.Module, told: Callable[[Arguments, Any], None]) -> RemovableHandle:
@@ -87,7 +87,13 @@ def on_return(module: nn.Module, told: Callable[[Arguments, Any], None]) -> Remo
     ) -> None:
         told(Arguments(args, kwargs), output)
 
-    return module.register_forward_hook(hook, with_kwargs=True)
+    return module.register_forward_hook(_uncompiled(hook), with_kwargs=True)
+
+
+def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
+    """A hook of a module inside a compiled one would become a part of what is compiled."""
+    disabled: Callable[..., None] = torch.compiler.disable(hook)
+    return disabled
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -66,14 +67,22 @@ def length(examples: Any) -> int:
 
 
 def split(examples: Any, count: int) -> Iterator[Any]:
-    """Nearly equal parts, in order."""
-    if isinstance(examples, Tensor):
+    """Nearly equal parts, in order, each of a mapping's kind; what has no examples stays whole.
+
+    A model's output may be a record that can be read by attributes too, and hold more than tensors.
+    """
+    if isinstance(examples, Tensor) and examples.dim():
         yield from examples.tensor_split(count)
     elif isinstance(examples, Mapping):
-        parts = [split(one, count) for one in examples.values()]
-        yield from (dict(zip(examples, part, strict=True)) for part in zip(*parts, strict=True))
-    else:
+        for part in zip(*(split(one, count) for one in examples.values()), strict=True):
+            whole: Any = copy.copy(examples)
+            for name, one in zip(examples, part, strict=True):
+                whole[name] = one
+            yield whole
+    elif isinstance(examples, list | tuple):
         yield from zip(*(split(one, count) for one in examples), strict=True)
+    else:
+        yield from [examples] * count
 
 
 def called(module: nn.Module, inputs: Any) -> Any:
@@ -247,7 +256,7 @@ def groups_of(
             continue
         stateful = isinstance(layer.function, nn.Module) and bool(layer.function.state_dict())
         alone = index if stateful else None
-        key = (values.shape[1:], values.dtype, layer.facts, grad is None, alone)
+        key = (values.shape, values.dtype, layer.facts, grad is None, alone)
         groups.setdefault(key, []).append(index)
     parts = []
     for group in groups.values():

@@ -11,6 +11,7 @@ __all__ = ["Moments", "in_rows", "row_norms", "wide"]
 
 KEPT = 0.5  # share of a sum that a subtraction must leave for its digits to be trusted
 PART = 2**17  # values at a time: their float64 copies stay in the processor's cache
+PART_ELSEWHERE = 2**24  # on other devices every operation has a price of its own
 
 
 def wide(device: torch.device) -> torch.dtype:
@@ -44,7 +45,8 @@ class Moments:
         """Take in [series, rows, row length]; returns whether all of them are finite for sure."""
         if values.device.type == "cpu" and self._add_single(values):
             return True
-        for part in torch.split(values.flatten(1), max(1, PART // len(values)), dim=1):
+        at_once = PART if values.device.type == "cpu" else PART_ELSEWHERE
+        for part in torch.split(values.flatten(1), max(1, at_once // len(values)), dim=1):
             self._add_wide(part.to(self.mean.dtype))
         return False
 

@@ -208,7 +208,10 @@ class UnitLedger:
 
     def load(self, state: dict[int, Any]) -> None:
         """Go on from what `state` returned."""
-        self._records = {index: UnitRecord(**record) for index, record in state.items()}
+        self._records = {
+            index: UnitRecord(**{name: units.cpu() for name, units in record.items()})
+            for index, record in state.items()
+        }
 
 
 def _events(masks: dict[str, Tensor]) -> Iterator[Event]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from gradexp.errors import RunError
@@ -132,15 +133,7 @@ def read_table(path: Path, table: Table) -> pd.DataFrame:
     empty; one that the dictionary does not have, a probe's of somebody's own, comes last, as a
     number.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        content = b""
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
-    complete = content[: content.rfind(b"\n") + 1]
-    if not complete:
-        complete = (",".join(table.column_names) + "\n").encode()
+    complete = _complete_lines(path, table)
     header = complete[: complete.index(b"\n")].decode("utf-8", "replace").split(",")
     columns = {column.name: column for column in table.columns}
     try:
@@ -160,6 +153,35 @@ def read_table(path: Path, table: Table) -> pd.DataFrame:
     except ValueError as error:
         raise RunError(f"{path}: is damaged: {error}") from error
     return _with_missing(frame, table)
+
+
+def empty_cells(path: Path, table: Table, column: str) -> np.ndarray:
+    """Where a column has no value, [rows]: a frame shows that as nan, like a nan that was measured.
+
+    True everywhere if the file does not have the column.
+    """
+    frame = pd.read_csv(
+        io.BytesIO(_complete_lines(path, table)),
+        usecols=lambda name: name in {table.column_names[0], column},
+        dtype="str",
+        keep_default_na=False,
+    )
+    if column not in frame:
+        return np.ones(len(frame), dtype=np.bool_)
+    empty: np.ndarray = (frame[column] == "").to_numpy(dtype=np.bool_)
+    return empty
+
+
+def _complete_lines(path: Path, table: Table) -> bytes:
+    """What is in a file, without a last line that was cut short; at least a header."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        content = b""
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from error
+    complete = content[: content.rfind(b"\n") + 1]
+    return complete or (",".join(table.column_names) + "\n").encode()
 
 
 def _with_missing(frame: pd.DataFrame, table: Table) -> pd.DataFrame:

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from gradexp.errors import RunError
 from gradexp.records.files import (
     TableWriter,
+    empty_cells,
     read_json,
     read_table,
     write_atomically,
@@ -71,6 +73,10 @@ class RunDir:
     def read(self, table: str) -> pd.DataFrame:
         """The table of that name as a frame; empty when it was not written yet."""
         return read_table(self.table_path(table), TABLES[table])
+
+    def empty_cells(self, table: str, column: str) -> np.ndarray:
+        """Where a column of that table has no value, [rows]; `read` shows nan there."""
+        return empty_cells(self.table_path(table), TABLES[table], column)
 
     def writer(self, table: str, offset: int = 0, added: Sequence[Column] = ()) -> TableWriter:
         """A writer that continues the table of that name after `offset` bytes.

@@ -297,7 +297,9 @@ STEPS = Table(
     (
         STEP,
         Column("epoch", "int", "epoch of this step, from 1", "epochs"),
-        Column("loss", "float", "mean cross-entropy over the training batch", "nats"),
+        Column(
+            "loss", "float", "mean cross-entropy over the training batch", "nats", optional=True
+        ),
         Column(
             "accuracy",
             "float",

@@ -26,6 +26,8 @@ from gradexp.train.plan import probe_steps
 
 SECONDS_IN_ALL = 1.5
 NO_PROBE_BETWEEN = 10**9  # steps
+# What makes files, as the interpreter announces it, and which of its arguments says where.
+WRITTEN = {"open": 0, "os.mkdir": 0, "os.rename": 1, "os.link": 1, "os.symlink": 1}
 
 
 class _Enough(BaseException):
@@ -107,10 +109,12 @@ def write_only_below(folder: Path) -> None:
     """Refuse this process to write elsewhere: a dry run fetches no data and leaves no file."""
 
     def refuse(event: str, arguments: tuple[Any, ...]) -> None:
-        opens = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if not (opens or event == "os.mkdir") or isinstance(arguments[0], int):
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
             return
-        path = Path(os.fsdecode(arguments[0])).resolve()
+        place = WRITTEN.get(event)
+        if place is None or isinstance(arguments[place], int):
+            return
+        path = Path(os.fsdecode(arguments[place])).resolve()
         if not path.is_relative_to(folder) and not path.is_relative_to("/dev"):
             raise PermissionError(errno.EPERM, "a dry run writes nothing", str(path))
 

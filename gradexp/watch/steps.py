@@ -118,7 +118,8 @@ class StepWatcher:
         assert self._raw is not None  # noqa: S101  measured by whoever calls
         self._probe.begin(self._raw)
         self._pending = True
-        self.rates.append(rate)
+        # A scheduler fills a tensor in place.
+        self.rates.append(rate.detach().clone() if isinstance(rate, Tensor) else rate)
 
     @torch.no_grad()
     def ended(self, loss: Tensor | None, outputs: Tensor | None, targets: Tensor | None) -> bool:
@@ -127,7 +128,7 @@ class StepWatcher:
         The loss of an update is the mean of those told since the last one.
         """
         if loss is not None:
-            self._losses.append(loss.detach())
+            self._losses.append(loss.detach().clone())  # a loop may use its memory again
         if not self._pending:
             return False
         now = self._probe.now

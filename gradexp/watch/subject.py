@@ -50,12 +50,14 @@ def free_run(path: Path) -> RunDir:
 
 
 def on_device(examples: Any, device: torch.device) -> Any:
-    """A tensor, or a tuple or mapping of them, on the device."""
+    """A tensor, or a tuple or mapping of them and of switches, on the device."""
     if isinstance(examples, Tensor):
         return examples.to(device)
     if isinstance(examples, Mapping):
         return {name: on_device(one, device) for name, one in examples.items()}
-    return tuple(on_device(one, device) for one in examples)
+    if isinstance(examples, list | tuple):
+        return tuple(on_device(one, device) for one in examples)
+    return examples
 
 
 def number(value: float | Tensor | None) -> float | None:

@@ -187,9 +187,20 @@ class Watch:
             return
         if self._settings.stop_on_nonfinite:
             self._inputs = inputs
-        if self._batch is not None:
-            return
-        self._batch = batch_size(inputs) or 1
+        if self._batch is None:
+            self._begin(batch_size(inputs) or 1, inputs)
+
+    def begin(self, examples: int) -> None:
+        """Look at the probe examples now, as the module may not be called as a whole, or compiled.
+
+        So many examples the batches of the loop have. Without probe examples nothing is done: then
+        it takes a call to know the layers.
+        """
+        if self._wanted and self._batch is None:
+            self._begin(examples, None)
+
+    def _begin(self, examples: int, inputs: Any) -> None:
+        self._batch = examples
         if not self._settings.stop_on_nonfinite:
             self._calls.remove()
         if self._wanted:
@@ -226,22 +237,18 @@ class Watch:
         loss: Tensor | None,
         outputs: Tensor | None = None,
         targets: Tensor | None = None,
-        *,
-        examples: int | None = None,
     ) -> None:
         """A step of the loop has ended: after the optimizer's, with the loss that was trained on.
 
         Outputs [n, classes] and targets [n], where given, are recorded as accuracy. Calls between
         two updates, as when gradients are accumulated, count as one step with their mean loss; it
-        stays empty where it is not known. Tell how many examples the batch had where only parts of
-        the module are called.
+        stays empty where it is not known.
 
         Raises:
             RunError: the module was not called since it is watched.
         """
         if not self.layers:
             raise RunError("watch.step: the watched module was never called; is it another one?")
-        self._batch = self._batch or examples
         if not self._watcher.ended(loss, outputs, targets):
             return
         self.steps += 1
@@ -362,9 +369,12 @@ class Watch:
             self.close()
             return
         self._closed = True
-        if self.layers:
-            self._flush()
-            self._recording.finish()
+        try:
+            if self.layers:
+                self._flush()
+                self._recording.finish()
+        except Exception:  # noqa: BLE001  what cannot be written must not hide the error
+            self._life.manifest["incomplete"] = True
         self._take_hooks_away()
         self._life.failed(error)
         self._life.ended()

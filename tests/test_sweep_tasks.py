@@ -1,0 +1,417 @@
+"""The Ray engine without a cluster: what Ray is asked for, and what becomes of its answers.
+
+That real clusters answer so is tested with one.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from gradexp.errors import ConfigError, RunError
+from gradexp.records import RunDir
+from gradexp.sweep import Plan, SweepOptions, SweepOutcome, View, plan_sweep, run_sweep
+from gradexp.sweep.directory import SweepDir
+from gradexp.sweep.events import Began, Event
+from gradexp.sweep.ray_engine import carry_out_elsewhere, packed, unpack
+from gradexp.train import execute
+from tests.conftest import StopAt
+from tests.sweeps import repeatable, rows, states, write_config
+
+
+class RayError(Exception):
+    """What goes wrong in a cluster."""
+
+
+class TaskCancelledError(RayError):
+    """A task that was stopped before it began."""
+
+
+@dataclass(eq=False)
+class Task:
+    """A function that the cluster is asked to call, and how."""
+
+    ray: FakeRay
+    function: Callable[..., bytes]
+    how: dict[str, Any] = field(default_factory=dict)
+
+    def options(self, **how: Any) -> Task:
+        self.ray.heard.append(("options", how))
+        return Task(self.ray, self.function, how)
+
+    def remote(self, *arguments: Any) -> Reference:
+        reference = Reference(self, arguments)
+        self.ray.waiting.append(reference)
+        self.ray.most = max(self.ray.most, len(self.ray.waiting))
+        return reference
+
+
+@dataclass(eq=False)
+class Reference:
+    """One call to come."""
+
+    task: Task
+    arguments: tuple[Any, ...]
+    cancelled: bool = False
+
+
+class FakeRay:
+    """As much of Ray as a sweep uses; a task runs here when it is waited for."""
+
+    exceptions = SimpleNamespace(RayError=RayError, TaskCancelledError=TaskCancelledError)
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
+        self.waiting: list[Reference] = []
+        self.most = 0
+        self.resources: dict[str, float] = {"CPU": 1.0}
+        self.initialized = False
+        self.refuses: Exception | None = None
+        self.answer: Callable[[Reference], bytes] = lambda r: r.task.function(*r.arguments)
+        self.busy = False  # no task ends unless it is cancelled
+        self.deaf = False  # nor then
+
+    def is_initialized(self) -> bool:
+        return self.initialized
+
+    def init(self, address: str, **options: Any) -> None:
+        if self.refuses:
+            raise self.refuses
+        self.heard.append(("init", address, options))
+
+    def shutdown(self) -> None:
+        self.heard.append(("shutdown",))
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.resources
+
+    def remote(self, function: Callable[..., bytes]) -> Task:
+        return Task(self, function)
+
+    def wait(
+        self, references: list[Reference], timeout: float
+    ) -> tuple[list[Reference], list[Reference]]:
+        assert timeout > 0
+        assert set(references) == set(self.waiting)
+        ended = [each for each in references if each.cancelled or not self.busy]
+        ready = [] if self.deaf else ended[:1]
+        self.waiting = [each for each in self.waiting if each not in ready]
+        return ready, self.waiting
+
+    def get(self, reference: Reference) -> bytes:
+        if reference.cancelled:
+            raise TaskCancelledError
+        self.calls.append(reference.arguments)
+        return self.answer(reference)
+
+    def cancel(self, reference: Reference, *, force: bool = False) -> None:
+        self.heard.append(("cancel", reference.arguments[0], force))
+        reference.cancelled = True
+
+
+LOCAL = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    fake = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    return fake
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """To how many threads torch was told to keep."""
+    told: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    return told
+
+
+def plan_of(folder: Path, *grid: str, overrides: tuple[str, ...] = ()) -> Plan:
+    return plan_sweep(write_config(folder), ["train.steps=0", *overrides], grid or ["seed=0,1,2"])
+
+
+def on_ray(plan: Plan, out: Path, view: View | None = None, **options: Any) -> SweepOutcome:
+    return run_sweep(plan, out, SweepOptions(**{"engine": "ray", **options}), view)
+
+
+def left_by(status: str, **more: Any) -> bytes:
+    """The archive of a run that came so far."""
+    manifest = b'{"status": "%s"%s}' % (
+        status.encode(),
+        b"".join(b', "%s": "%s"' % (k.encode(), v.encode()) for k, v in more.items()),
+    )
+    buffer = BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in [("manifest.json", manifest), ("summary.json", b'{"steps": 1}')]:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_runs_come_home_as_this_machine_would_have_left_them(
+    tmp_path: Path, ray: FakeRay, threads: list[int]
+) -> None:
+    plan = plan_of(tmp_path, overrides=("sweep.resources={cpus: 2, gpus: 0.5}",))
+    assert on_ray(plan, tmp_path / "ray", workers=3).counts == {"finished": 3}
+    assert ray.heard == [
+        ("init", "local", {"num_cpus": 6, "include_dashboard": False, **LOCAL}),
+        ("options", {"num_cpus": 2, "num_gpus": 0.5, "max_retries": 3}),
+        ("shutdown",),
+    ]
+    assert [call[0] for call in ray.calls] == [cell.run for cell in plan.cells]
+    assert threads == [2, 2, 2]
+    for cell in plan.cells:
+        execute(cell.config, tmp_path / "here")
+        mine, theirs = (
+            {path.name for path in folder.iterdir() if path.name != ".lock"}
+            for folder in (tmp_path / "here" / cell.run, tmp_path / "ray" / "runs" / cell.run)
+        )
+        assert mine == theirs
+    assert len(repeatable(tmp_path / "ray")) > 3
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("10.0.0.1:6379", [(("10.0.0.1", 6379), 5.0)]),
+        ("ray://head:10001", [(("head", 10001), 5.0)]),
+        ("auto", []),
+    ],
+)
+def test_a_cluster_elsewhere_is_looked_for_and_used_as_it_is(
+    address: str, asked: list[Any], tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialled: list[Any] = []
+
+    def dial(place: tuple[str, int], patience: float) -> Any:
+        dialled.append((place, patience))
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(socket, "create_connection", dial)
+    ray.answer = lambda _: left_by("finished")
+    assert on_ray(plan_of(tmp_path), tmp_path / "out", address=address).exit_code == 0
+    assert dialled == asked
+    assert ray.heard[0] == ("init", address, LOCAL)
+    assert ray.heard[-1] == ("shutdown",)
+
+
+def test_a_cluster_in_use_is_neither_started_nor_shut_down(tmp_path: Path, ray: FakeRay) -> None:
+    ray.initialized = True
+    ray.answer = lambda _: left_by("finished")
+    assert on_ray(plan_of(tmp_path), tmp_path / "out", address="nowhere:1").exit_code == 0
+    assert [what for what, *_ in ray.heard] == ["options"]
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no"), ValueError("no"), RuntimeError("no")])
+def test_a_cluster_that_does_not_answer_is_said(
+    error: Exception, tmp_path: Path, ray: FakeRay
+) -> None:
+    ray.refuses = error
+    with pytest.raises(ConfigError, match=r"^--address auto: no Ray cluster: no$"):
+        on_ray(plan_of(tmp_path), tmp_path / "out", address="auto")
+
+
+@pytest.mark.parametrize(
+    ("cores", "cpus", "most"), [(4.0, 2, 4), (3.0, 1, 6), (1.0, 4, 1), (None, 1, 2)]
+)
+def test_no_more_tasks_are_handed_over_than_two_for_each_that_can_run(
+    cores: float | None, cpus: int, most: int, tmp_path: Path, ray: FakeRay
+) -> None:
+    ray.resources = {} if cores is None else {"CPU": cores}
+    ray.answer = lambda _: left_by("finished")
+    plan = plan_of(tmp_path, "seed=0,1,2,3,4,5,6,7", overrides=(f"sweep.resources.cpus={cpus}",))
+    assert on_ray(plan, tmp_path / "out").counts == {"finished": 8}
+    assert ray.most == most
+
+
+def test_what_fails_in_the_cluster_fails_alone(tmp_path: Path, ray: FakeRay) -> None:
+    plan = plan_of(tmp_path)
+    answers = iter([None, left_by("failed", error="inside"), left_by("diverged")])
+
+    def answer(_: Reference) -> bytes:
+        archive = next(answers)
+        if archive is None:
+            raise RayError("Traceback\n  line\nNodeDied: gone\n")
+        return archive
+
+    ray.answer = answer
+    outcome = on_ray(plan, tmp_path / "out")
+    assert outcome.exit_code == 1
+    assert states(tmp_path / "out") == ["failed", "failed", "diverged"]
+    assert [row["error"] for row in rows(tmp_path / "out" / "runs.csv")] == [
+        "NodeDied: gone",
+        "inside",
+        "",
+    ]
+    assert outcome.failures == {
+        plan.cells[0].run: "NodeDied: gone",
+        plan.cells[1].run: "inside",
+    }
+
+
+class CtrlC(View):
+    """Stops the sweep when its second cell has begun."""
+
+    begun = 0
+
+    def told(self, event: Event, table: Any) -> None:
+        del table
+        self.begun += isinstance(event, Began)
+        if self.begun == 2:
+            self.begun += 1
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("unheard_signals_fail")
+def test_on_ctrl_c_every_task_is_asked_to_stop_and_comes_home(tmp_path: Path, ray: FakeRay) -> None:
+    """One had begun and brings its checkpoint, the others never began."""
+    plan = plan_of(tmp_path)
+    first, *_ = runs = [cell.run for cell in plan.cells]
+    ray.resources, ray.busy = {"CPU": 8.0}, True
+    get = ray.get
+
+    def at_work(reference: Reference) -> bytes:
+        return left_by("running") if reference.arguments[0] == first else get(reference)
+
+    ray.get = at_work  # type: ignore[method-assign]
+    outcome = on_ray(plan, tmp_path / "out", CtrlC())
+    assert (outcome.interrupted, outcome.counts) == (True, {"interrupted": 1, "planned": 2})
+    cancelled = [heard for heard in ray.heard if heard[0] == "cancel"]
+    assert cancelled == [("cancel", run, False) for run in runs]
+    assert ray.heard[-1] == ("shutdown",)
+
+
+@pytest.mark.usefixtures("unheard_signals_fail")
+def test_tasks_that_do_not_stop_are_killed(
+    tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After twenty seconds, of which each look takes one here."""
+    now = 0.0
+    waits = 0
+    wait = ray.wait
+
+    def slowly(references: list[Reference], timeout: float) -> Any:
+        nonlocal now, waits
+        now, waits = now + 1.0, waits + 1
+        return wait(references, timeout)
+
+    ray.deaf, ray.wait = True, slowly  # type: ignore[method-assign]
+    ray.resources = {"CPU": 8.0}
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    plan = plan_of(tmp_path, "seed=0,1")
+    outcome = on_ray(plan, tmp_path / "out", CtrlC())
+    assert outcome.counts == {"planned": 2}
+    runs = [cell.run for cell in plan.cells]
+    assert [heard for heard in ray.heard if heard[0] == "cancel"] == [
+        *(("cancel", run, False) for run in runs),
+        *(("cancel", run, True) for run in runs),
+    ]
+    assert 20 <= waits <= 22
+
+
+def test_parts_limits_and_a_begun_run_travel_with_the_cell(
+    tmp_path: Path, ray: FakeRay, threads: list[int]
+) -> None:
+    """The run goes on where it stopped, with a file of limits that this machine alone has."""
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("stalled: {steps: 1, gain: 1.0, recent: 1.0}\n")
+    grid = ["seed=0"]
+    config = write_config(tmp_path)
+    config.write_text(config.read_text() + "rules: limits.yaml\n")
+    [cell] = plan_sweep(config, ["train.steps=60"], grid).cells
+    runs = SweepDir(tmp_path / "out").runs
+    runs.mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        execute(cell.config, runs, observer=StopAt(40))
+    run = RunDir(runs / cell.run)
+    assert run.checkpoint.exists()
+    begun = (run.path / "steps.csv").read_text().splitlines()
+    outcome = on_ray(plan_sweep(config, ["train.steps=60"], grid), tmp_path / "out")
+    assert outcome.counts == {"finished": 1}
+    [(name, content, imports, rules, archive, cpus)] = ray.calls
+    assert (name, cpus, content["seed"]) == (cell.run, 1, 0)
+    assert imports == {"parts.py": (tmp_path / "parts.py").read_bytes()}
+    assert rules == limits.read_bytes()
+    assert archive is not None
+    after = (run.path / "steps.csv").read_text().splitlines()
+    assert after[:21] == begun[:21]  # its times too
+    assert len(after) == 61
+    assert run.rules.read_bytes() == limits.read_bytes()
+    assert threads == [1]
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Callable[..., bytes]:
+    [cell] = plan_of(tmp_path, "seed=0", overrides=("train.steps=40",)).cells
+    imports = {"parts.py": (tmp_path / "parts.py").read_bytes()}
+
+    def carry_out(**settings: Any) -> bytes:
+        content = cell.config.model_dump(mode="json")
+        content["data"] |= settings
+        return carry_out_elsewhere("mine", content, imports, None, None, 1)
+
+    return carry_out
+
+
+def test_a_task_that_leaves_nothing_says_why(task: Callable[..., bytes]) -> None:
+    with pytest.raises(RunError, match="batch_size"):
+        task(batch_size=0)
+
+
+def test_a_cancelled_task_without_a_checkpoint_is_cancelled(
+    task: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradexp.sweep.work.execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        task()
+
+
+def test_an_archive_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
+    there, new = tmp_path / "runs" / "run", tmp_path / "new"
+    for folder, name in [(there, "old"), (new, "fresh")]:
+        (folder / "deep").mkdir(parents=True)
+        (folder / "deep" / name).write_text(name)
+    unpack(packed(new), there)
+    assert [path.name for path in there.rglob("*")] == ["deep", "fresh"]
+    assert (there / "deep" / "fresh").read_text() == "fresh"
+    assert list(there.parent.iterdir()) == [there]
+    unpack(packed(new), there.with_name("another"))
+    (tmp_path / "nowhere").write_text("")
+    with pytest.raises(RunError, match=r"nowhere.run: cannot be written: "):
+        unpack(packed(new), tmp_path / "nowhere" / "run")
+
+
+def test_half_an_archive_of_a_killed_sweep_is_removed(tmp_path: Path, ray: FakeRay) -> None:
+    runs = SweepDir(tmp_path / "out").runs
+    (runs / ".tiny-1.incoming" / "deep").mkdir(parents=True)
+    ray.answer = lambda _: left_by("finished")
+    on_ray(plan_of(tmp_path), tmp_path / "out")
+    assert not list(runs.glob(".*"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_where_nobody_answers_is_said_before_ray_tries(
+    address: str, tmp_path: Path, ray: FakeRay
+) -> None:
+    with pytest.raises(ConfigError, match=f"--address {address}: no Ray cluster answers there: "):
+        on_ray(plan_of(tmp_path), tmp_path / "out", address=address)
+    assert ray.heard == []
