@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradexp.api import Run, Sweep, load, run, sweep
-    from gradexp.watch import Watch, watch
+    from gradexp.watching import Watch, watch
 
 __version__ = "0.1.0"
 __all__ = ["Run", "Sweep", "Watch", "__version__", "load", "run", "sweep", "watch"]
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
     """Load a public name."""
     if name not in __all__:
         raise AttributeError(f"module 'gradexp' has no attribute {name!r}")
-    home = "gradexp.watch" if name in {"Watch", "watch"} else "gradexp.api"
+    home = "gradexp.watching" if name in {"Watch", "watch"} else "gradexp.api"
     found = globals()[name] = getattr(import_module(home), name)
     return found
 

@@ -231,7 +231,7 @@ def sweep(  # noqa: PLR0913  one keyword for every choice
         RunError: the directory is in use or cannot be written, or no worker can be started.
     """
     from gradexp.config import Source
-    from gradexp.sweep import SweepOptions, plan_source, run_sweep
+    from gradexp.sweeps import SweepOptions, plan_source, run_sweep
 
     source, folder = _source(config, settings)
     block = dict(source.data.get("sweep") or {})

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gradexp.records import RunDir
-from gradexp.sweep import Plan, SweepOptions, plan_sweep, run_sweep
+from gradexp.sweeps import Plan, SweepOptions, plan_sweep, run_sweep
 
 CONFIG = """\
 name: bench

@@ -16,7 +16,7 @@ import gradexp
 from gradexp.config import Config, Source, resolve
 from gradexp.data import DATASETS
 from gradexp.records import RunDir
-from gradexp.watch import watch
+from gradexp.watching import watch
 
 Settings = dict[str, Any]
 SCRIPTS, PACKAGE = Path(__file__).parent, Path(gradexp.__file__).parent

@@ -38,7 +38,7 @@ from gradexp.probes import PROBES, Prober, ProbeSet, Subject
 from gradexp.probes.finding import find_layers
 from gradexp.train import EpochEnd, Observer, Progress, Start, execute
 from gradexp.train.learner import Learner, load_data
-from gradexp.watch import watch
+from gradexp.watching import watch
 
 NOT_JUDGED = "not judged"
 LR = 0.001
@@ -100,7 +100,7 @@ def watched_steps(setting: Setting, name: str, net: nn.Module, shape: Shape) -> 
     inputs, labels = batch_of(setting, shape, 64)
     optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=0.9)
     with (
-        mock.patch("gradexp.watch.watching.CHUNK_SECONDS", math.inf),
+        mock.patch("gradexp.watching.watching.CHUNK_SECONDS", math.inf),
         watch(net, optimizer, out=setting.folder / name) as watching,
     ):
 

@@ -117,7 +117,7 @@ def limits(schema: Tree) -> Tree:
 
 def keys() -> Tree:
     """The keys of a config file that belong to no part, section by section."""
-    from gradexp.sweep.schema import schema_with_sweep
+    from gradexp.sweeps.schema import schema_with_sweep
 
     schema = schema_with_sweep()
     return dict(_sections("config", schema, schema))

@@ -99,7 +99,7 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from gradexp.errors import GradexpError
-from gradexp.sweep import SweepOptions, plan_sweep, run_sweep, sweep_view
+from gradexp.sweeps import SweepOptions, plan_sweep, run_sweep, sweep_view
 
 config, out, workers, checkpoint_seconds, *grid = sys.argv[1:]
 plan = plan_sweep(Path(config), [], grid, None)

@@ -64,7 +64,7 @@ assert not {"torch", "pandas", "pydantic"} & set(sys.modules), "import gradexp"
 run = gradexp.load(sys.argv[1])
 assert len(run.gradients) and run.verdicts and run.summary
 assert "torch" not in sys.modules, "load"
-import gradexp.sweep, gradexp.watch
+import gradexp.sweeps, gradexp.watching
 assert callable(gradexp.watch) and callable(gradexp.sweep)
 """
 

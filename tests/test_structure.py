@@ -59,9 +59,9 @@ def test_imports_go_downward(path: Path) -> None:
 
 def test_every_form_of_import_is_seen() -> None:
     source = (
-        "import gradexp.cli\nfrom gradexp import sweep\nfrom gradexp.report.words import number"
+        "import gradexp.cli\nfrom gradexp import sweeps\nfrom gradexp.report.words import number"
     )
-    assert list(imported_rooms(source, "nn")) == ["cli", "sweep", "report"]
+    assert list(imported_rooms(source, "nn")) == ["cli", "sweeps", "report"]
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 
 from gradexp.config import parse_yaml, resolve
 from gradexp.errors import DataError, RunError
-from gradexp.sweep import Plan, plan_sweep, trial
-from gradexp.sweep.estimate import Cost, Estimate, estimate
+from gradexp.sweeps import Plan, plan_sweep, trial
+from gradexp.sweeps.estimate import Cost, Estimate, estimate
 from gradexp.train import EpochEnd, Observer, Progress, Start
 
 BASE = """
@@ -304,7 +304,7 @@ def test_the_trial_has_the_threads_of_a_worker_and_a_folder_that_goes(
     estimated(plan_of(tmp_path, "model.depth=1"), threads=3)
     [(command, options)] = machine.commands
     folder = command[3]
-    assert command[1:] == ["-m", "gradexp.sweep.trial", folder, "3"]
+    assert command[1:] == ["-m", "gradexp.sweeps.trial", folder, "3"]
     assert options["env"]["OMP_NUM_THREADS"] == "3"
     assert options["env"]["TMPDIR"] == folder
     assert options["capture_output"]

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import pytest
 from rich.console import Console
 
-from gradexp.sweep import plan_sweep, plan_table
+from gradexp.sweeps import plan_sweep, plan_table
 from tests.sweeps import write_config
 
 pytestmark = pytest.mark.usefixtures("forks")
@@ -25,7 +25,7 @@ import os
 import sys
 from pathlib import Path
 
-from gradexp.sweep.trial import write_only_below
+from gradexp.sweeps.trial import write_only_below
 
 inside, outside = map(Path, sys.argv[1:])
 os.chdir(inside)
@@ -163,7 +163,7 @@ def test_the_trial_reads_its_cells_and_writes_their_costs(tmp_path: Path) -> Non
     cells = plan_sweep(write_config(tmp_path), [], grid).cells
     contents = [cell.config.model_dump(mode="json") for cell in cells]
     (witness.parent / "cells.json").write_text(json.dumps(contents))
-    command = [sys.executable, "-m", "gradexp.sweep.trial", str(witness.parent), "2"]
+    command = [sys.executable, "-m", "gradexp.sweeps.trial", str(witness.parent), "2"]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
     assert json.loads(witness.read_text())["threads"] == 2
     [cost] = json.loads((witness.parent / "costs.json").read_text())["costs"]

@@ -17,7 +17,7 @@ from rich.console import Console
 from gradexp.cli.sweeping import show_status
 from gradexp.errors import RunError
 from gradexp.records import RunDir
-from gradexp.sweep import (
+from gradexp.sweeps import (
     SweepOptions,
     SweepOutcome,
     plan_sweep,
@@ -27,7 +27,7 @@ from gradexp.sweep import (
     summary_line,
     sweep_view,
 )
-from gradexp.sweep.local import SECONDS_TO_STOP
+from gradexp.sweeps.local import SECONDS_TO_STOP
 from tests.conftest import Begin
 from tests.forking import fork_instead
 from tests.sweeps import PATIENCE, repeatable, rows, states, wait_until, workers_of, write_config

@@ -14,9 +14,9 @@ from rich.console import Console
 from gradexp.config import Config, Source, load_config, resolve, run_id
 from gradexp.errors import ConfigError
 from gradexp.records import RunDir
-from gradexp.sweep import Plan, plan_sweep, plan_table
-from gradexp.sweep.axes import described, value_text
-from gradexp.sweep.schema import Resources
+from gradexp.sweeps import Plan, plan_sweep, plan_table
+from gradexp.sweeps.axes import described, value_text
+from gradexp.sweeps.schema import Resources
 from tests.sweeps import write_config
 
 BASE = """\
@@ -286,14 +286,14 @@ def test_replicates_are_planned_without_checking_their_settings_again(
         resolved.append(source)
         return resolve(source, folder)
 
-    monkeypatch.setattr("gradexp.sweep.plan.resolve", noted)
+    monkeypatch.setattr("gradexp.sweeps.plan.resolve", noted)
     plan = _plan(tmp_path, "", "model.depth=1,2,3,4,5", seeds=200)
     assert len(plan.cells) == len({cell.run for cell in plan.cells}) == 1000
     assert len(resolved) == 5
 
 
 def test_planning_does_not_import_torch() -> None:
-    program = "import sys, gradexp.sweep; sys.exit('torch' in sys.modules)"
+    program = "import sys, gradexp.sweeps; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

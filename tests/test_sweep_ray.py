@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gradexp.errors import ConfigError
-from gradexp.sweep import SweepOptions, plan_sweep, run_sweep
+from gradexp.sweeps import SweepOptions, plan_sweep, run_sweep
 from tests.forking import fork_instead
 from tests.sweeps import repeatable, states, write_config
 
@@ -31,7 +31,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from gradexp.sweep import SweepOptions, View, plan_sweep, run_sweep
+from gradexp.sweeps import SweepOptions, View, plan_sweep, run_sweep
 
 config, out, *grid = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 
 from gradexp.errors import RunError
 from gradexp.records import RunDir
-from gradexp.sweep import (
+from gradexp.sweeps import (
     Plan,
     SweepStatus,
     plan_sweep,
@@ -25,9 +25,9 @@ from gradexp.sweep import (
     summary_line,
     table,
 )
-from gradexp.sweep.directory import SweepDir, csv_text, merged, read_csv
-from gradexp.sweep.estimate import Estimate
-from gradexp.sweep.table import RunTable, mean_seconds, pending_of, result_of
+from gradexp.sweeps.directory import SweepDir, csv_text, merged, read_csv
+from gradexp.sweeps.estimate import Estimate
+from gradexp.sweeps.table import RunTable, mean_seconds, pending_of, result_of
 from tests.fabricated_runs import LOST, Fabricated
 from tests.sweeps import rows
 

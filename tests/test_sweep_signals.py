@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from gradexp.errors import RunError
-from gradexp.sweep import (
+from gradexp.sweeps import (
     Plan,
     SweepOptions,
     SweepOutcome,
@@ -27,9 +27,9 @@ from gradexp.sweep import (
     run_sweep,
     running,
 )
-from gradexp.sweep.directory import SweepDir
-from gradexp.sweep.events import Began, Ended, Event, Lost, StopRequest, Waiting
-from gradexp.sweep.local import LocalEngine
+from gradexp.sweeps.directory import SweepDir
+from gradexp.sweeps.events import Began, Ended, Event, Lost, StopRequest, Waiting
+from gradexp.sweeps.local import LocalEngine
 from tests.sweeps import rows, states, write_config
 
 pytestmark = pytest.mark.usefixtures("unheard_signals_fail")

@@ -23,10 +23,10 @@ import torch
 
 from gradexp.errors import ConfigError, RunError
 from gradexp.records import RunDir
-from gradexp.sweep import Plan, SweepOptions, SweepOutcome, View, plan_sweep, run_sweep
-from gradexp.sweep.directory import SweepDir
-from gradexp.sweep.events import Began, Event
-from gradexp.sweep.ray_engine import carry_out_elsewhere, packed, unpack
+from gradexp.sweeps import Plan, SweepOptions, SweepOutcome, View, plan_sweep, run_sweep
+from gradexp.sweeps.directory import SweepDir
+from gradexp.sweeps.events import Began, Event
+from gradexp.sweeps.ray_engine import carry_out_elsewhere, packed, unpack
 from gradexp.train import execute
 from tests.conftest import StopAt
 from tests.sweeps import repeatable, rows, states, write_config
@@ -380,7 +380,7 @@ def test_a_cancelled_task_without_a_checkpoint_is_cancelled(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gradexp.sweep.work.execute", interrupted)
+    monkeypatch.setattr("gradexp.sweeps.work.execute", interrupted)
     with pytest.raises(KeyboardInterrupt):
         task()
 

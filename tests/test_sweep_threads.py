@@ -15,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from gradexp.errors import RunError
-from gradexp.sweep import Plan, SweepOptions, plan_sweep, plan_table, preview, run_sweep, running
-from gradexp.sweep.estimate import Estimate
-from gradexp.sweep.local import threads_each, usable_cores, worker_environment
-from gradexp.sweep.schema import Resources
+from gradexp.sweeps import Plan, SweepOptions, plan_sweep, plan_table, preview, run_sweep, running
+from gradexp.sweeps.estimate import Estimate
+from gradexp.sweeps.local import threads_each, usable_cores, worker_environment
+from gradexp.sweeps.schema import Resources
 from tests.sweeps import write_config
 
 CORES = 8
@@ -140,7 +140,7 @@ def test_the_ray_engine_is_told_the_resources(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     engine = Recorder()
-    monkeypatch.setattr("gradexp.sweep.ray_engine.RayEngine", engine)
+    monkeypatch.setattr("gradexp.sweeps.ray_engine.RayEngine", engine)
     options = SweepOptions(engine="ray", workers=workers, address="somewhere:1")
     run_sweep(_plan(tmp_path, *resources), tmp_path / "out", options)
     assert engine.made == [expected]

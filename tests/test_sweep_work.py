@@ -11,8 +11,8 @@ import torch
 
 from gradexp.errors import DataError
 from gradexp.records import RunDir
-from gradexp.sweep import plan_sweep, work
-from gradexp.sweep.local import record_failure
+from gradexp.sweeps import plan_sweep, work
+from gradexp.sweeps.local import record_failure
 from gradexp.train import Observer, Progress, Start
 from tests.sweeps import write_config
 

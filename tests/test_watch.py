@@ -22,7 +22,7 @@ from gradexp.errors import ConfigError, RunError
 from gradexp.probes.nonfinite import NonFiniteError
 from gradexp.records import RunDir
 from gradexp.report import make_report
-from gradexp.watch import watch
+from gradexp.watching import watch
 
 INPUTS, CLASSES = 6, 3
 

@@ -104,7 +104,7 @@ def sweep(  # noqa: PLR0913, PLR0917  one parameter per option
 ) -> None:
     """Run a grid of configs; the same command again goes on where it stopped."""
     from gradexp.cli.sweeping import carry_out, print_plan
-    from gradexp.sweep import SweepOptions, plan_sweep
+    from gradexp.sweeps import SweepOptions, plan_sweep
 
     plan = plan_sweep(config, _overrides(settings, device, rules), grid or [], seeds)
     directory = out or Path("sweeps") / plan.name
@@ -227,7 +227,7 @@ def show(config: ConfigPath, settings: Settings = None) -> None:
 @reporting_errors
 def schema() -> None:
     """The JSON Schema of a config, for editors."""
-    from gradexp.sweep.schema import schema_with_sweep
+    from gradexp.sweeps.schema import schema_with_sweep
 
     typer.echo(json.dumps(schema_with_sweep(), indent=2))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from gradexp.sweep import (
+from gradexp.sweeps import (
     Plan,
     SweepOptions,
     plan_table,

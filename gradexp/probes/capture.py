@@ -92,7 +92,7 @@ def on_return(module: nn.Module, told: Callable[[Arguments, Any], None]) -> Remo
 
 def _uncompiled(hook: Callable[..., None]) -> Callable[..., None]:
     """A hook of a module inside a compiled one would become a part of what is compiled."""
-    disabled: Callable[..., None] = torch.compiler.disable(hook)
+    disabled: Callable[..., None] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
     return disabled
 
 

@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from gradexp.errors import RunError
-from gradexp.sweep.directory import SweepDir
-from gradexp.sweep.estimate import estimate
-from gradexp.sweep.local import threads_each, usable_cores
-from gradexp.sweep.plan import Plan
-from gradexp.sweep.table import Row, pending_of, result_of
-from gradexp.sweep.view import duration
+from gradexp.sweeps.directory import SweepDir
+from gradexp.sweeps.estimate import estimate
+from gradexp.sweeps.local import threads_each, usable_cores
+from gradexp.sweeps.plan import Plan
+from gradexp.sweeps.table import Row, pending_of, result_of
+from gradexp.sweeps.view import duration
 
 SHOWN = 200
 

@@ -21,8 +21,8 @@ from gradexp.config import (
     with_overrides,
 )
 from gradexp.errors import ConfigError
-from gradexp.sweep.axes import Point, described, points, value_text, with_grid
-from gradexp.sweep.schema import Resources, SweepConfig, read_block
+from gradexp.sweeps.axes import Point, described, points, value_text, with_grid
+from gradexp.sweeps.schema import Resources, SweepConfig, read_block
 
 
 @dataclass(frozen=True)

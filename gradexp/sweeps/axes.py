@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from gradexp.config import Source, parse_scalar
 from gradexp.errors import ConfigError, nearest
-from gradexp.sweep.schema import SweepConfig
+from gradexp.sweeps.schema import SweepConfig
 
 GRID = ("sweep", "grid")
 OWNED = ("name", "sweep")

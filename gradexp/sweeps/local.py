@@ -16,8 +16,8 @@ from multiprocessing.connection import Connection, wait
 
 from gradexp.errors import RunError
 from gradexp.records import FAILED, RunDir
-from gradexp.sweep.directory import SweepDir
-from gradexp.sweep.events import (
+from gradexp.sweeps.directory import SweepDir
+from gradexp.sweeps.events import (
     OUT_OF_MEMORY,
     Began,
     Ended,
@@ -27,7 +27,7 @@ from gradexp.sweep.events import (
     StopRequest,
     Waiting,
 )
-from gradexp.sweep.plan import Cell
+from gradexp.sweeps.plan import Cell
 
 POLL_SECONDS = 0.1
 SECONDS_TO_STOP = 20.0
@@ -70,7 +70,7 @@ class Worker:
         descriptors = (theirs.fileno(), lifeline)
         with theirs, sweep.log.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603  our own module, in this interpreter
-                [sys.executable, "-m", "gradexp.sweep.worker", *map(str, (*descriptors, threads))],
+                [sys.executable, "-m", "gradexp.sweeps.worker", *map(str, (*descriptors, threads))],
                 pass_fds=(*descriptors, lock),
                 env=worker_environment(threads),
                 stdin=subprocess.DEVNULL,

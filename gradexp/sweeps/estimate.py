@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from gradexp.config import Config
 from gradexp.errors import RunError
 from gradexp.records import DONE
-from gradexp.sweep.local import worker_environment
-from gradexp.sweep.plan import Cell
-from gradexp.sweep.table import Row
+from gradexp.sweeps.local import worker_environment
+from gradexp.sweeps.plan import Cell
+from gradexp.sweeps.table import Row
 
 if TYPE_CHECKING:
     from torch import nn
@@ -236,7 +236,7 @@ def _tried(cells: Sequence[Cell], threads: int) -> tuple[list[Cost], float]:
 
 
 def _start(folder: Path, threads: int) -> None:
-    command = [sys.executable, "-m", "gradexp.sweep.trial", str(folder), str(threads)]
+    command = [sys.executable, "-m", "gradexp.sweeps.trial", str(folder), str(threads)]
     try:
         subprocess.run(  # noqa: S603  our own module, in this interpreter
             command,

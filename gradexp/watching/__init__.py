@@ -1,5 +1,5 @@
 """A user's module in a user's loop: observed like any net of ours."""
 
-from gradexp.watch.watching import Watch, watch
+from gradexp.watching.watching import Watch, watch
 
 __all__ = ["Watch", "watch"]

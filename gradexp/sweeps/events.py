@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self, TypeAlias
 
-from gradexp.sweep.plan import Cell
+from gradexp.sweeps.plan import Cell
 
 OUT_OF_MEMORY = 75  # exit code of a worker that could not get enough
 

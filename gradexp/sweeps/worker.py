@@ -1,6 +1,6 @@
 """A worker process: imports torch once, then carries out one cell after another.
 
-Started by the local engine as `python -m gradexp.sweep.worker SOCKET LIFELINE THREADS`, two
+Started by the local engine as `python -m gradexp.sweeps.worker SOCKET LIFELINE THREADS`, two
 inherited descriptors and a number. It talks through the socket. The lifeline is a pipe that nobody
 writes to: it ends when the sweep's process does, however that was killed, and the worker with it.
 """
@@ -18,7 +18,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, Literal, TypeAlias
 
-from gradexp.sweep.events import OUT_OF_MEMORY
+from gradexp.sweeps.events import OUT_OF_MEMORY
 
 News: TypeAlias = tuple[Literal["ready", "moved", "ended", "stopped"], tuple[Any, ...]]
 
@@ -39,7 +39,7 @@ def main(socket: int, lifeline: int, threads: int) -> None:
     connection = Connection(socket)
     import torch
 
-    from gradexp.sweep.work import Reporter, carry_out
+    from gradexp.sweeps.work import Reporter, carry_out
 
     torch.set_num_threads(threads)
     with contextlib.suppress(EOFError, KeyboardInterrupt, BrokenPipeError):

@@ -1,10 +1,10 @@
 """A grid of runs: planned first, carried out here or on a cluster, resumed by the same command."""
 
-from gradexp.sweep.plan import Cell, Plan, plan_source, plan_sweep
-from gradexp.sweep.preview import plan_table
-from gradexp.sweep.running import SweepOptions, SweepOutcome, run_sweep
-from gradexp.sweep.status import SweepStatus, status, status_table, summary_line
-from gradexp.sweep.view import View, sweep_view
+from gradexp.sweeps.plan import Cell, Plan, plan_source, plan_sweep
+from gradexp.sweeps.preview import plan_table
+from gradexp.sweeps.running import SweepOptions, SweepOutcome, run_sweep
+from gradexp.sweeps.status import SweepStatus, status, status_table, summary_line
+from gradexp.sweeps.view import View, sweep_view
 
 __all__ = [
     "Cell",

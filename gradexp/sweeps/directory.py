@@ -15,7 +15,7 @@ from typing import IO
 
 from gradexp.errors import RunError
 from gradexp.records import RULES_FILE, RunDir, write_atomically
-from gradexp.sweep.plan import Plan
+from gradexp.sweeps.plan import Plan
 
 PATIENCE_SECONDS = 20.0  # workers of a killed sweep hold its lock for a moment longer
 

@@ -1,6 +1,6 @@
 """What cells cost, by carrying out their first steps in a process of its own.
 
-Started by `gradexp.sweep.estimate` as `python -m gradexp.sweep.trial FOLDER THREADS`: reads the
+Started by `gradexp.sweeps.estimate` as `python -m gradexp.sweeps.trial FOLDER THREADS`: reads the
 settings of cells from `cells.json` in that folder, and writes what each costs to `costs.json`.
 """
 
@@ -20,7 +20,7 @@ import torch
 
 from gradexp.config import Config, Source, resolve
 from gradexp.errors import GradexpError
-from gradexp.sweep.estimate import CELLS, COSTS, Cost
+from gradexp.sweeps.estimate import CELLS, COSTS, Cost
 from gradexp.train import EpochEnd, Observer, Progress, Start, execute
 from gradexp.train.plan import probe_steps
 

@@ -11,12 +11,12 @@ from typing import Literal
 
 from gradexp.analysis import judge_again
 from gradexp.records import FAILED
-from gradexp.sweep.directory import SweepDir
-from gradexp.sweep.events import Began, Ended, Engine, Event, StopRequest
-from gradexp.sweep.local import LocalEngine, threads_each, usable_cores
-from gradexp.sweep.plan import Cell, Plan
-from gradexp.sweep.table import RunTable, pending_of
-from gradexp.sweep.view import View
+from gradexp.sweeps.directory import SweepDir
+from gradexp.sweeps.events import Began, Ended, Engine, Event, StopRequest
+from gradexp.sweeps.local import LocalEngine, threads_each, usable_cores
+from gradexp.sweeps.plan import Cell, Plan
+from gradexp.sweeps.table import RunTable, pending_of
+from gradexp.sweeps.view import View
 
 CHECKPOINT_SECONDS = 15.0
 DONE, RUN_FAILED, INTERRUPTED = 0, 1, 130
@@ -117,7 +117,7 @@ def _engine(plan: Plan, sweep: SweepDir, lock: int, options: SweepOptions) -> En
     if options.engine == "local":
         threads = threads_each(plan.resources.cpus, workers)
         return LocalEngine(sweep, lock, workers, threads, options.checkpoint_seconds)
-    from gradexp.sweep.ray_engine import RayEngine
+    from gradexp.sweeps.ray_engine import RayEngine
 
     return RayEngine(sweep, plan.resources, workers, options.address)
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from gradexp.records import FAILED, RUNNING, RunDir, is_locked
-from gradexp.sweep.directory import SweepDir, read_csv
-from gradexp.sweep.table import INTERRUPTED, PLANNED, STATES, Row, RunTable, mean_seconds, result_of
-from gradexp.sweep.view import duration
+from gradexp.sweeps.directory import SweepDir, read_csv
+from gradexp.sweeps.table import INTERRUPTED, PLANNED, STATES, Row, RunTable, mean_seconds, result_of
+from gradexp.sweeps.view import duration
 
 STYLES = {FAILED: "bold red", "diverged": "yellow", RUNNING: "cyan", PLANNED: "dim"}
 

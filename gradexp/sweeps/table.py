@@ -12,7 +12,7 @@ from typing import Any
 from gradexp.analysis import judge, rules_of
 from gradexp.errors import RunError
 from gradexp.records import DONE, FAILED, RUNNING, RunDir, write_atomically
-from gradexp.sweep.directory import SweepDir, csv_text
+from gradexp.sweeps.directory import SweepDir, csv_text
 
 PLANNED, INTERRUPTED = "planned", "interrupted"
 STATES = (PLANNED, RUNNING, INTERRUPTED, "finished", "diverged", FAILED)

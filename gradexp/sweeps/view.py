@@ -9,8 +9,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from gradexp.sweep.events import Began, Ended, Event, Lost, Moved
-from gradexp.sweep.table import RunTable
+from gradexp.sweeps.events import Began, Ended, Event, Lost, Moved
+from gradexp.sweeps.table import RunTable
 
 SECONDS_BETWEEN_LINES = 5.0
 

@@ -33,9 +33,9 @@ from gradexp.probes.nonfinite import (
 from gradexp.probes.steps import StepValues
 from gradexp.recorder import Life, Recording, StepTimes, environment, write_layers
 from gradexp.records import DIVERGED, FINISHED, write_atomically
-from gradexp.watch.losses import Loss, SummedLoss, reduction_of
-from gradexp.watch.steps import StepWatcher
-from gradexp.watch.subject import (
+from gradexp.watching.losses import Loss, SummedLoss, reduction_of
+from gradexp.watching.steps import StepWatcher
+from gradexp.watching.subject import (
     batch_size,
     described,
     free_run,

@@ -17,11 +17,11 @@ from typing import Any
 
 from gradexp.errors import ConfigError, RunError
 from gradexp.records import RULES_FILE, RUNNING, RunDir
-from gradexp.sweep.directory import SweepDir
-from gradexp.sweep.events import Began, Ended, Event, Events, StopRequest, Waiting
-from gradexp.sweep.local import SECONDS_TO_STOP, record_failure
-from gradexp.sweep.plan import Cell
-from gradexp.sweep.schema import Resources
+from gradexp.sweeps.directory import SweepDir
+from gradexp.sweeps.events import Began, Ended, Event, Events, StopRequest, Waiting
+from gradexp.sweeps.local import SECONDS_TO_STOP, record_failure
+from gradexp.sweeps.plan import Cell
+from gradexp.sweeps.schema import Resources
 
 POLL_SECONDS = 0.1
 SECONDS_TO_ANSWER = 5.0
@@ -52,7 +52,7 @@ def carry_out_elsewhere(  # noqa: PLR0913, PLR0917  what travels to another mach
     """
     import torch
 
-    from gradexp.sweep.work import carry_out
+    from gradexp.sweeps.work import carry_out
     from gradexp.train import Observer
 
     torch.set_num_threads(cpus)
