@@ -103,6 +103,10 @@ def _decode(plain: dict[str, Any]) -> Evidence:
         _arrays(Curve, plain["curve"], None),
         Totals(**totals),
         NonFinite(**plain["non_finite"]) if plain["non_finite"] else None,
+        {
+            name: np.array(values, dtype=np.float64).reshape(len(plain["probes"]["step"]), depth)
+            for name, values in plain["added"].items()
+        },
     )
 
 

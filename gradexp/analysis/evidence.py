@@ -135,7 +135,10 @@ class NonFinite:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the rules look at, from the tables of one run alone."""
+    """All that the rules look at, from the tables of one run alone.
+
+    `added`: what probes of a user's own measured, by column, (probes, layers) as in `probes`.
+    """
 
     layers: Layers
     probes: Probes
@@ -144,13 +147,14 @@ class Evidence:
     curve: Curve
     totals: Totals
     non_finite: NonFinite | None
+    added: dict[str, Array]
 
 
 def gather(run: RunDir) -> Evidence:
     """Read the tables of a run, however far they go, into evidence."""
     tables = {name: _columns(run, name) for name in TABLES_READ}
     layers = _layers(tables["layers"])
-    probes = _probes(tables, len(layers))
+    probes, added = _probes(tables, len(layers))
     return Evidence(
         layers,
         probes,
@@ -159,17 +163,19 @@ def gather(run: RunDir) -> Evidence:
         _curve(tables["steps"]),
         _totals(tables["steps"], tables["epochs"]),
         _non_finite(run, tables),
+        added,
     )
 
 
 def _columns(run: RunDir, name: str) -> Columns:
     """A table as arrays: numbers as floats with nan for empty cells, texts as they are."""
     table = run.read(name)
+    texts = {column.name for column in TABLES[name].columns if column.dtype == "text"}
     return {
-        column.name: table[column.name].to_numpy(dtype=object)
-        if column.dtype == "text"
-        else table[column.name].to_numpy(dtype=np.float64, na_value=np.nan)
-        for column in TABLES[name].columns
+        column: table[column].to_numpy(dtype=object)
+        if column in texts
+        else table[column].to_numpy(dtype=np.float64, na_value=np.nan)
+        for column in table.columns
     }
 
 
@@ -191,8 +197,16 @@ def _holds_zero(flat: str) -> bool:
     return any(low <= 0 <= high for low, high in ends)
 
 
-def _probes(tables: dict[str, Columns], depth: int) -> Probes:
-    grids = {name: _grid(tables[name], depth, columns) for name, columns in PROBE_COLUMNS.items()}
+def _probes(tables: dict[str, Columns], depth: int) -> tuple[Probes, dict[str, Array]]:
+    """What our probes saw, and what those of a user's own did."""
+    own = {
+        name: tuple(column for column in tables[name] if column not in TABLES[name].column_names)
+        for name in PROBE_COLUMNS
+    }
+    grids = {
+        name: _grid(tables[name], depth, (*columns, *own[name]))
+        for name, columns in PROBE_COLUMNS.items()
+    }
     steps = np.intersect1d(grids["signal"][0], grids["units"][0])
     columns = {}
     for grid_steps, values in grids.values():
@@ -201,7 +215,8 @@ def _probes(tables: dict[str, Columns], depth: int) -> Probes:
     columns["died"] = columns["died"].cumsum(axis=0)
     columns["revived"] = columns["revived"].cumsum(axis=0)
     kept = thin(len(steps), MAX_PROBES)
-    return Probes(steps[kept], **{name: value[kept] for name, value in columns.items()})
+    added = {name: columns.pop(name)[kept] for names in own.values() for name in names}
+    return Probes(steps[kept], **{name: one[kept] for name, one in columns.items()}), added
 
 
 def _gradients(table: Columns, depth: int) -> Gradients:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from gradexp.errors import ConfigError, nearest
 from gradexp.report.formats import FORMATS
-from gradexp.report.overview import overview
-from gradexp.report.terminal import overview_table
+from gradexp.report.overview import Overview, overview
+from gradexp.report.terminal import overview_table, run_diagnosis
 
 __all__ = ["TABLE", "Outcome", "make_report"]
 
@@ -72,8 +73,16 @@ def make_report(  # noqa: PLR0913  one keyword for every option of the command
         messages += write_page(seen, html)
     failed = seen.with_verdict(fail_on)
     messages += [f"--fail-on: {run}" for run in failed]
-    output = overview_table(seen) if format == TABLE else FORMATS[format](seen)
+    output = FORMATS[format](seen) if format != TABLE else _table(seen)
     return Outcome(output, messages, 1 if failed else 0)
+
+
+def _table(seen: Overview) -> RenderableType:
+    """Every cell; of a single run all that is to be said of it."""
+    runs = seen.collection.runs
+    if len(runs) != 1:
+        return overview_table(seen)
+    return Group(run_diagnosis(runs[0]), Text(), overview_table(seen))
 
 
 def _check(option: str, words: Sequence[str], allowed: Sequence[str]) -> None:

@@ -11,7 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from gradexp.analysis import HEALTHY, Array, Cell, Evidence, Verdict, evidence_of
+from gradexp.analysis import (
+    HEALTHY,
+    Array,
+    Cell,
+    Evidence,
+    JudgedRun,
+    Verdict,
+    evidence_of,
+    reading,
+)
 from gradexp.records import RunDir
 from gradexp.report.overview import Overview
 from gradexp.report.rows import LEGEND, TextTable, comparison_rows, overview_rows
@@ -38,8 +47,9 @@ def run_table(run: RunDir) -> RenderableType:
         "dead\nfirst",
         "dead\nlast",
         "update\n/weight",
+        *_added(evidence),
     ):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", overflow="fold")
     for row in zip(*_columns(evidence), strict=True):
         table.add_row(*row)
     return Group(table, Text(RUN_LEGEND, style="dim"))
@@ -80,7 +90,13 @@ def _columns(evidence: Evidence) -> list[list[str]]:
         list(map(number_if_any, _change_per_layer(evidence))),
         *dead,
         list(map(number_if_any, _median_over_steps(gradients.update_ratio))),
+        *(list(map(number_if_any, values)) for values in _added(evidence).values()),
     ]
+
+
+def _added(evidence: Evidence) -> dict[str, Array]:
+    """What probes of a user's own saw last, by column."""
+    return {name: values[-1] for name, values in evidence.added.items() if len(values)}
 
 
 def _change_per_layer(evidence: Evidence) -> Array:
@@ -109,6 +125,15 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         name = f"[{STYLES[verdict.level]}]{verdict.name}[/]\n[dim]{verdict.level}[/]"
         table.add_row(name, f"{escape(verdict.finding)}\n[dim]{escape(verdict.advice)}[/]")
     return table
+
+
+def run_diagnosis(run: JudgedRun) -> RenderableType:
+    """All that is to be said of one run: its layers, the reading in one line, its verdicts."""
+    return Group(
+        run_table(run.directory),
+        Text(f"\n{reading(run.directory, run.verdicts)}\n"),
+        verdict_table(run.verdicts),
+    )
 
 
 def overview_table(overview: Overview) -> RenderableType:

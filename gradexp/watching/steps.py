@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gradexp.nn.observed import Observed
 from gradexp.optim.parameters import SeparateParameters, ordered
@@ -15,6 +16,36 @@ from gradexp.probes.nonfinite import NonFinite
 from gradexp.probes.steps import StepProbe, StepValues
 
 Rate = float | Tensor | None
+
+
+Updates = Callable[[torch.optim.Optimizer], None]
+
+
+def on_update(optimizers: Sequence[torch.optim.Optimizer], told: Updates) -> list[RemovableHandle]:
+    """Tell of every update, before it, until the handles are removed.
+
+    An optimizer that steps with a closure makes the backward pass inside its step: then it is told
+    after each call of the closure.
+    """
+
+    def hook(
+        optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")  # args[0] is the optimizer
+        if closure is None:
+            told(optimizer)
+            return None
+
+        def called() -> Any:
+            value = closure()
+            told(optimizer)
+            return value
+
+        if len(args) > 1:
+            return (args[0], called, *args[2:]), kwargs
+        return args, {**kwargs, "closure": called}
+
+    return [one.register_step_pre_hook(hook) for one in optimizers]
 
 
 class StepWatcher:
@@ -28,9 +59,10 @@ class StepWatcher:
         self,
         module: nn.Module,
         layers: Sequence[Observed],
-        optimizers: Sequence[torch.optim.Optimizer],
         scaler: Any,
         before_update: Callable[[Tensor], None] | None,
+        *,
+        updates_are_told: bool,
     ) -> None:
         weights = [one for layer in layers for one in layer.weights]
         tensors = ordered(weights, module.parameters())
@@ -38,21 +70,18 @@ class StepWatcher:
         self._probe = StepProbe(layers, self._parameters)
         self._layers = layers
         self._scaler, self._before_update = scaler, before_update
-        self._optimizers = optimizers
+        self._updates_are_told = updates_are_told
         self.rates: list[Rate] = []
         self._losses: list[Tensor] = []
         self._raw: Tensor | None = None
         self._versions: list[int] = []
         self._pending = self._queued = False
         anchor = next(one for one in reversed(weights) if one.requires_grad)
-        self._handles = [anchor.register_post_accumulate_grad_hook(self._backward_runs)]  # type: ignore[no-untyped-call]
-        for optimizer in optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(self._update_comes))
+        self._handle = anchor.register_post_accumulate_grad_hook(self._backward_runs)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
+        """Take the hook away."""
+        self._handle.remove()
 
     def _backward_runs(self, _parameter: Tensor) -> None:
         """The first gradient of a backward pass is there: when it ends, all of them are."""
@@ -65,7 +94,7 @@ class StepWatcher:
         self._queued = False
         self._raw = self._parameters.gradient_norms() / self._scale()
         self._versions = self._gradient_versions()
-        if not self._optimizers and not self._pending:
+        if not self._updates_are_told and not self._pending:
             self._begin()
 
     def _scale(self) -> Tensor | float:
@@ -79,29 +108,8 @@ class StepWatcher:
         """Counts how often each gradient was changed in place."""
         return [-1 if one.grad is None else one.grad._version for one in self._parameters.tensors]
 
-    def _update_comes(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """An optimizer steps; with a closure, the backward pass is still to come, inside the step.
-
-        The first of the arguments is the optimizer.
-        """
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self._measure(optimizer)
-            return None
-
-        def measured() -> Any:
-            value = closure()
-            self._measure(optimizer)
-            return value
-
-        if len(args) > 1:
-            return (args[0], measured, *args[2:]), kwargs
-        return args, {**kwargs, "closure": measured}
-
     @torch.no_grad()
-    def _measure(self, optimizer: torch.optim.Optimizer) -> None:
+    def update_comes(self, optimizer: torch.optim.Optimizer) -> None:
         """Measure what the optimizer gets; of several optimizers the first one tells."""
         if self._pending:
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -34,7 +34,7 @@ from gradexp.probes.steps import StepValues
 from gradexp.recorder import Life, Recording, StepTimes, environment, write_layers
 from gradexp.records import DIVERGED, FINISHED, write_atomically
 from gradexp.watching.losses import Loss, SummedLoss, reduction_of
-from gradexp.watching.steps import StepWatcher
+from gradexp.watching.steps import StepWatcher, on_update
 from gradexp.watching.subject import (
     batch_size,
     described,
@@ -157,6 +157,8 @@ class Watch:
         self._looking = False
         self._wanted = None if probe is None or loss is None else (*probe, loss)
         self._calls = on_call(model, self._called)
+        # Before the layers are known: the first call may be made by a closure, within a step.
+        self._updates = on_update(self._optimizers, self._update_comes)
 
     def _observe(self, inputs: Any) -> None:
         """From now on the layers are known, and their steps measured."""
@@ -167,8 +169,16 @@ class Watch:
         )
         check = self._refuse_nonfinite if self._settings.stop_on_nonfinite else None
         self._watcher = StepWatcher(
-            self._module, self.layers, self._optimizers, self._scaler, check
+            self._module,
+            self.layers,
+            self._scaler,
+            check,
+            updates_are_told=bool(self._optimizers),
         )
+
+    def _update_comes(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.layers:
+            self._watcher.update_comes(optimizer)
 
     def _make_prober(self, inputs: Any, targets: Any, loss: Loss) -> Prober:
         with torch.no_grad(), undisturbed(self._module):
@@ -353,7 +363,8 @@ class Watch:
         }
 
     def _take_hooks_away(self) -> None:
-        self._calls.remove()
+        for handle in (self._calls, *self._updates):
+            handle.remove()
         if self.layers:
             self._watcher.close()
             self._recording.close()
@@ -369,12 +380,10 @@ class Watch:
             self.close()
             return
         self._closed = True
-        try:
+        with suppress(Exception):  # what cannot be written any more must not hide the error
             if self.layers:
                 self._flush()
                 self._recording.finish()
-        except Exception:  # noqa: BLE001  what cannot be written must not hide the error
-            self._life.manifest["incomplete"] = True
         self._take_hooks_away()
         self._life.failed(error)
         self._life.ended()
