@@ -502,3 +502,37 @@ def test_the_first_value_that_is_not_finite_stops_the_loop(tmp_path: Path, where
     run = RunDir(tmp_path / "run")
     assert run.read_manifest()["outcome"].startswith("watched 2 steps; ")
     assert run.read_summary()["nonfinite"]["layer"] == found.layer
+
+
+class Logarithm(nn.Module):
+    """Its second layer takes a logarithm, which is not finite once a value is not above 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(INPUTS, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(torch.log(F.relu(self.first(inputs))))
+
+
+@pytest.mark.parametrize(("stop", "operation"), [("replay", "torch.log"), (True, None)])
+def test_a_replay_names_the_operation(tmp_path: Path, stop: Any, operation: str | None) -> None:
+    net = Logarithm()
+
+    def loop() -> None:
+        stepper = torch.optim.SGD(net.parameters(), lr=0.1)
+        with watch(net, stepper, out=tmp_path / "run", stop_on_nonfinite=stop) as watched:
+            for inputs, targets in batches(2):
+                loss = F.cross_entropy(net(inputs), targets)
+                loss.backward()
+                stepper.step()
+                watched.step(loss)
+
+    with pytest.raises(NonFiniteError) as caught:
+        loop()
+    found = caught.value.found
+    assert (found.step, found.tensor, found.layer) == (0, "activation", "last")
+    assert found.operation == operation
+    said = f", made by {operation}" if operation else ", at step 0"
+    assert said in str(caught.value)
+    assert RunDir(tmp_path / "run").read_summary()["nonfinite"].get("operation") == operation

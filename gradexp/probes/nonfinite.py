@@ -9,10 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gradexp.errors import RunError
 from gradexp.nn.observed import Observed
 from gradexp.probes.capture import captured, undisturbed
+from gradexp.probes.following import tensors_of
 from gradexp.probes.looking import Row, called
 from gradexp.probes.steps import PER_LAYER, SCALARS, StepValues
 
@@ -24,21 +26,28 @@ ACTIVATION = ("pre_mean", "pre_std", "post_mean", "post_std")  # columns of `sig
 
 @dataclass(frozen=True)
 class NonFinite:
-    """The first value that was not finite: within a step weights come first, gradients last."""
+    """The first value that was not finite: within a step weights come first, gradients last.
+
+    `operation`: what made it, if the step was replayed to find that out.
+    """
 
     step: int
     tensor: Kind
     layer: str | None
     layer_index: int | None
+    operation: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For `summary.json`."""
-        return asdict(self)
+        return {key: one for key, one in asdict(self).items() if key != "operation" or one}
 
     def sentence(self) -> str:
         """In plain words."""
         where = f" of {self.layer}" if self.layer else ""
-        return f"the {self.tensor}{where} is the first that is not finite, at step {self.step}"
+        maker = f", made by {self.operation}" if self.operation else ""
+        return (
+            f"the {self.tensor}{where} is the first that is not finite, at step {self.step}{maker}"
+        )
 
 
 class NonFiniteError(RunError):
@@ -89,6 +98,41 @@ def locate_by_forward(
     return _by_layers(layers, activations, step) or NonFinite(step, "loss", None, None)
 
 
+class FirstBad(TorchFunctionMode):
+    """Notes the first torch function that makes a value that is not finite of finite ones.
+
+    Attributes:
+        operation: its name; None while there is none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operation: str | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.operation is not None:
+            return func(*args, **kwargs)
+        # Before the call: it may work in place.
+        sound = all(_finite(one) for one in tensors_of([*args, *kwargs.values()]))
+        made = func(*args, **kwargs)
+        if sound and not all(_finite(one) for one in tensors_of([made])):
+            self.operation = torch.overrides.resolve_name(func) or str(func)
+        return made
+
+
+def operation_of_forward(module: nn.Module, inputs: Any) -> str | None:
+    """Repeat a forward pass operation by operation: which one first made a non-finite value.
+
+    None where all are finite: it began in the loss or on the way back. The random state must be
+    what it was, see `locate_by_forward`.
+    """
+    first = FirstBad()
+    with undisturbed(module, seed=None), torch.no_grad(), first:
+        called(module, inputs)
+    return first.operation
+
+
 def locate_by_probe(layers: list[Observed], signal: list[Row], step: int) -> NonFinite | None:
     """Name the culprit from a probe's rows, if there is one.
 
@@ -124,4 +168,5 @@ def _found(step: int, kind: Kind, index: int, names: list[str]) -> NonFinite:
 
 
 def _finite(tensor: Tensor) -> bool:
+    """Whole numbers always are."""
     return bool(torch.isfinite(tensor).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ from gradexp.probes.nonfinite import (
     locate_by_forward,
     locate_by_norms,
     locate_by_probe,
+    operation_of_forward,
 )
 from gradexp.probes.steps import StepValues
 from gradexp.recorder import Life, Recording, StepTimes, environment, write_layers
@@ -61,7 +63,7 @@ def watch(  # noqa: PLR0913  one keyword for every choice
     every: int | Literal["auto"] = "auto",
     gradients_every: int = 1,
     scaler: Any = None,
-    stop_on_nonfinite: bool = False,
+    stop_on_nonfinite: bool | Literal["replay"] = False,
     rules: str | Path | None = None,
 ) -> Watch:
     """Watch a module while a loop of your own trains it.
@@ -77,7 +79,8 @@ def watch(  # noqa: PLR0913  one keyword for every choice
         every: steps between probes; `auto` keeps their work within 5 % of training's.
         gradients_every: steps between rows of `gradients.csv`.
         scaler: the loop's `GradScaler`, where it has one: figures are those of unscaled gradients.
-        stop_on_nonfinite: raise before the update of the first step that is not finite.
+        stop_on_nonfinite: raise before the update of the first step that is not finite; `replay`
+            repeats its forward pass as well and names the operation that made the value.
         rules: a file with limits for the rules by which the run is judged.
 
     Raises:
@@ -105,7 +108,7 @@ class Settings:
     out: Path
     every: int | Literal["auto"]
     gradients_every: int
-    stop_on_nonfinite: bool
+    stop_on_nonfinite: bool | Literal["replay"]
     rules: Path | None
 
 
@@ -316,6 +319,9 @@ class Watch:
         found = locate_by_forward(self._module, self.layers, self._inputs, self.steps)
         if found.tensor == "loss":  # forward is finite: it began on the way back
             found = self._watcher.culprit(self.steps)
+        if self._settings.stop_on_nonfinite == "replay":
+            operation = operation_of_forward(self._module, self._inputs)
+            found = dataclasses.replace(found, operation=operation)
         self._first = self._first or found
         raise NonFiniteError(found)
 
