@@ -41,13 +41,14 @@ def assert_same_tables(one: RunDir, other: RunDir) -> None:
 def test_files_and_columns_are_those_of_the_contract(train: Train) -> None:
     run = train()
     expected = {
-        "layers": "layer_index,layer,kind,fan_in,fan_out,units,parameters,activation,norm",
+        "layers": "layer_index,layer,kind,fan_in,fan_out,units,parameters,activation,norm,"
+        "flat,bounded,slope,init_std",
         "gradients": "step,layer_index,layer,grad_norm,clipped_grad_norm,bias_grad_norm,"
         "weight_norm,update_norm",
         "signal": "step,layer_index,layer,pre_mean,pre_std,post_mean,post_std,pre_grad_norm,"
         "saturated_fraction",
         "units": "step,layer_index,layer,units,dead,born_dead,died,revived,certified_dead,"
-        "inactive_fraction,zero_grad_fraction,empty_kernels",
+        "inactive_fraction,no_grad_units,zero_grad_fraction,empty_kernels",
         "unit_events": "step,layer_index,layer,unit,event",
         "steps": "step,epoch,loss,accuracy,lr,grad_norm,clip_coefficient,step_seconds",
         "epochs": "epoch,step,train_loss,train_accuracy,test_loss,test_accuracy,seconds",

@@ -20,6 +20,7 @@ PairedValues = dict[tuple[Recipe, Any], dict[Any, float]]
 
 SIGNIFICANT = 0.05
 ALL_PAIRS_UP_TO = 6  # values of an axis; beyond it only neighbours are compared
+TIE_DIGITS = 9
 RESAMPLES = 9999
 DEPTH = "model.depth"
 
@@ -160,7 +161,13 @@ def _unadjusted(
 
 
 def _test(differences: Array, alternative: str) -> tuple[float, float, float, float]:
-    """Median difference, effect, p and smallest possible p of a paired permutation test."""
+    """Median difference, effect, p and smallest possible p of a paired permutation test.
+
+    Differences that are equal but for rounding are made so: ties count on both sides.
+    """
+    unit = np.abs(differences).max() or 1.0
+    if np.isfinite(unit):
+        differences = np.round(differences / unit, TIE_DIGITS) * unit
     sides = 2 if alternative == "two-sided" else 1
     smallest = max(sides / 2 ** len(differences), sides / (RESAMPLES + 1))
     p = _permuted(differences, alternative)
