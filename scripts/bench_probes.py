@@ -35,6 +35,7 @@ from timing import Times, conditions, median_ratio, print_table, timed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import gradexp
 from gradexp.config import Config, Source, resolve
 from gradexp.data import Batches
 from gradexp.nn.network import Layer
@@ -184,6 +185,7 @@ def beside_bare(
 ) -> Iterator[tuple[str, Times | None]]:
     """Each tool in rounds with a bare loop; None for one whose package is missing."""
     makers = {
+        "gradexp.watch": watch_side,
         "hooks with .item()": hooks_run,
         "Lightning grad_norm, CSVLogger": lightning_run,
         "wandb.watch, offline": wandb_run,
@@ -249,6 +251,22 @@ def plain_step(net: nn.Module, *, watch: Watch | None = None) -> Step:
         optimizer.step()
 
     return step
+
+
+@contextlib.contextmanager
+def watch_side(net: nn.Module, batches: Batches, folder: Path) -> Iterator[Run]:
+    """The bare loop under `gradexp.watch`: gradients, weights and updates at every step."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR)
+    with gradexp.watch(net, optimizer, out=folder / "watched") as watch:
+
+        def step(inputs: Tensor, targets: Tensor) -> None:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            watch.step(loss)
+
+        yield steps_of(step, batches)
 
 
 @contextlib.contextmanager

@@ -35,6 +35,9 @@ def _progress(evidence: Evidence) -> str:
         return "were observed at initialization."
     if evidence.non_finite:
         return f"diverged at step {evidence.non_finite.step}."
+    if np.isnan(totals.train_accuracy):  # a watched loop that tells no outputs
+        loss = "" if np.isnan(totals.train_loss) else f" at training loss {totals.train_loss:.3g}"
+        return f"were trained for {totals.steps:,} steps{loss}."
     test = "" if np.isnan(totals.test_accuracy) else f", test {100 * totals.test_accuracy:.1f} %"
     return (
         f"reached training accuracy {100 * totals.train_accuracy:.1f} %{test} in {totals.steps:,} "

@@ -162,8 +162,6 @@ def report(  # noqa: PLR0913, PLR0917  one parameter per option
     rules: Rules = None,
 ) -> None:
     """Tables, verdicts, statistics over seeds, figures and one page, from run directories."""
-    from rich.console import Console
-
     from gradexp.report import make_report
 
     outcome = make_report(
@@ -178,7 +176,7 @@ def report(  # noqa: PLR0913, PLR0917  one parameter per option
     if isinstance(outcome.output, str):
         typer.echo(outcome.output, nl=False)
     else:
-        Console().print(outcome.output)
+        _print(outcome.output)
     for message in outcome.messages:
         typer.echo(message, err=True)
     raise typer.Exit(outcome.exit_code)
@@ -233,6 +231,6 @@ def schema() -> None:
 
 
 def _print(renderable: object) -> None:
-    from rich.console import Console
+    from gradexp.cli.streams import results
 
-    Console().print(renderable)
+    results().print(renderable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -28,8 +29,13 @@ def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
             typer.echo(str(error), err=True)
             raise typer.Exit(RUN_FAILED if isinstance(error, RunError) else WRONG_INPUT) from None
         except KeyboardInterrupt:
-            again = " ".join(["gradexp", *sys.argv[1:]])
-            typer.echo(f"\ninterrupted; to go on: {again.replace(' --fresh', '')}", err=True)
+            typer.echo(f"\n{to_go_on()}", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
     return wrapped
+
+
+def to_go_on() -> str:
+    """What is said of an interrupted command: how it was called, but for what would begin anew."""
+    words = ["gradexp", *(word for word in sys.argv[1:] if word != "--fresh")]
+    return f"interrupted; to go on: {shlex.join(words)}"

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from gradexp.analysis import diagnose
 from gradexp.cli.screen import screen
+from gradexp.cli.streams import progress, results
 from gradexp.config import load_config
 from gradexp.records import RunDir
 from gradexp.report.terminal import run_table, verdict_table
@@ -17,10 +18,10 @@ from gradexp.train import Outcome, execute
 def run_config(path: Path, overrides: list[str], out: Path, *, fresh: bool) -> None:
     """Carry out the run of a config; progress on stderr, results on stdout."""
     config = load_config(path, overrides)
-    messages = Console(stderr=True)
+    messages = progress()
     outcome = execute(config, out, fresh=fresh, observer=screen(messages))
     _say_how(outcome, messages)
-    print_results(outcome.run, Console())
+    print_results(outcome.run, results())
 
 
 def _say_how(outcome: Outcome, messages: Console) -> None:

@@ -30,7 +30,7 @@ def layer_table(config: Config) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     for name in SHOWN:
         justify: JustifyMethod = "right" if isinstance(rows[0][name], int) else "left"
-        table.add_column("#" if name == "layer_index" else name, justify=justify, no_wrap=True)
+        table.add_column("#" if name == "layer_index" else name, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(_text(row[name]) for name in SHOWN))
     return table

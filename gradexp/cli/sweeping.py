@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.live import Live
 
+from gradexp.cli.errors import to_go_on
+from gradexp.cli.streams import progress, results
 from gradexp.sweeps import (
     Plan,
     SweepOptions,
@@ -26,25 +26,23 @@ LINES_BELOW = 6  # the header, the counts, and room for them to wrap
 
 def print_plan(plan: Plan, directory: Path, workers: int | None) -> None:
     """The cells of a sweep and an estimate of its time; nothing is run or written."""
-    Console().print(plan_table(plan, directory, workers))
+    results().print(plan_table(plan, directory, workers))
 
 
 def carry_out(plan: Plan, directory: Path, options: SweepOptions) -> int:
     """Run what is not settled yet; progress on stderr, the state on stdout; the exit code."""
-    console, messages = Console(), Console(stderr=True)
+    console, messages = results(), progress()
     outcome = run_sweep(plan, directory, options, view=sweep_view(messages))
     console.print(status_table(status(directory)))
     console.print(f"\n{directory}", markup=False, highlight=False, soft_wrap=True)
     if outcome.interrupted:
-        again = " ".join(["gradexp", *sys.argv[1:]])
-        line = f"interrupted; to go on: {again}"
-        messages.print(line, markup=False, highlight=False, soft_wrap=True)
+        messages.print(to_go_on(), markup=False, highlight=False, soft_wrap=True)
     return outcome.exit_code
 
 
 def show_status(directory: Path, limits: Path | None, *, watch: bool) -> None:
     """Print the state of a sweep once, or again and again until it has ended."""
-    console = Console()
+    console = results()
     found = status(directory, limits)
     if not watch:
         console.print(status_table(found))
