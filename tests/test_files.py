@@ -89,7 +89,9 @@ def test_a_place_where_nothing_can_be_written_is_named(tmp_path: Path) -> None:
 def test_rows_appear_whole_and_in_order(path: Path) -> None:
     """Half of a write is on the disk each time somebody looks: at most its last line is missing."""
     seen: list[list[int]] = []
-    with Disk(path.parent, lambda event: seen.append(read_table(event.path, TABLE)["step"].tolist())):
+    with Disk(
+        path.parent, lambda event: seen.append(read_table(event.path, TABLE)["step"].tolist())
+    ):
         writer = TableWriter(path, TABLE)
         for step in (1, 2, 3):
             writer.append([{"step": step, "name": "x" * 20}])
@@ -118,8 +120,9 @@ def test_of_rows_that_do_not_fit_none_is_written(path: Path) -> None:
 def test_an_interrupt_amid_a_write_is_not_swallowed(path: Path) -> None:
     writer = TableWriter(path, TABLE)
     offset = writer.offset
-    with Disk(path.parent, At(0, "write", "manifest.json", interrupt)), pytest.raises(
-        KeyboardInterrupt
+    with (
+        Disk(path.parent, At(0, "write", "manifest.json", interrupt)),
+        pytest.raises(KeyboardInterrupt),
     ):
         write_json(path.with_name("manifest.json"), {"a": 1})
     writer.append_text("1,half")

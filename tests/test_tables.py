@@ -179,7 +179,9 @@ def a_recording(
 ) -> tuple[RunDir, Recording]:
     folder.mkdir(exist_ok=True)
     run = RunDir(folder)
-    return run, Recording(run, [a_layer(), a_layer("out", bias=False)][:1], every, state or {}, added)
+    return run, Recording(
+        run, [a_layer(), a_layer("out", bias=False)][:1], every, state or {}, added
+    )
 
 
 def test_steps_and_epochs_as_rows(tmp_path: Path) -> None:
