@@ -66,11 +66,11 @@ def test_whoever_reads_a_file_that_is_replaced_sees_the_old_one_or_the_new(tmp_p
 
 @pytest.mark.parametrize("kind", ["open", "write", "fsync", "replace"])
 def test_a_disk_that_fills_up_costs_only_what_is_new(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "state"
+    path = tmp_path / "state.json"
     write_atomically(path, b"old")
     with (
-        Disk(tmp_path, At(0, kind, "state", fill_up)),
-        pytest.raises(RunError, match="state: cannot be written: No space left on device"),
+        Disk(tmp_path, At(0, kind, "state.json", fill_up)),
+        pytest.raises(RunError, match=r"state\.json: cannot be written: No space left on device"),
     ):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"

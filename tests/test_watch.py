@@ -22,6 +22,7 @@ from gradexp.errors import ConfigError, RunError
 from gradexp.probes.nonfinite import NonFiniteError
 from gradexp.records import RunDir
 from gradexp.report import make_report
+from gradexp.sweeps import status
 from gradexp.watching import watch
 
 INPUTS, CLASSES = 6, 3
@@ -373,8 +374,12 @@ def test_it_becomes_a_run_directory_like_any(tmp_path: Path) -> None:
     assert summary["steps"] == 6
     assert summary["probe_examples"] == 16
     assert [one["name"] for one in summary["verdicts"]] == [one.name for one in judge(run)]
-    answer = make_report([run.path], format="json")
+    answer = make_report([run.path], format="json", html=tmp_path / "page.html")
     assert list(json.loads(str(answer.output))["runs"]) != []
+    assert "mine" in (tmp_path / "page.html").read_text()
+    (row,) = status(run.path).rows
+    assert (row["run"], row["status"]) == ("mine", "finished")
+    assert row["verdicts"].split() == [one["name"] for one in summary["verdicts"]]
     assert "watched: Sequential" in run.config.read_text()
 
 

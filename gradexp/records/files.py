@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -26,7 +27,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RunError(f"{path}: cannot be written: {error.strerror}") from error
 
 
@@ -150,7 +152,7 @@ def read_table(path: Path, table: Table) -> pd.DataFrame:
                 if name not in columns or columns[name].dtype != "text"
             },
         )
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # a fraction among optional integers is the latter
         raise RunError(f"{path}: is damaged: {error}") from error
     return _with_missing(frame, table)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +122,12 @@ class RunDir:
         for file in self.path.glob(".*.tmp"):
             file.unlink(missing_ok=True)
 
-    def clear(self) -> None:
-        """Remove everything that a run wrote, but not the lock that is being held."""
+    def clear(self, keep: Iterable[Path] = ()) -> None:
+        """Remove everything that a run wrote, but not the lock that is being held, nor `keep`."""
+        here = self.path.resolve()
+        kept = {self.lock.name, *(path.name for path in keep if path.parent == here)}
         for child in self.path.iterdir():
-            if child == self.lock:
+            if child.name in kept:
                 continue
             if child.is_dir() and not child.is_symlink():
                 shutil.rmtree(child)

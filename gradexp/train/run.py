@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def execute(
         load_rules(Path(config.rules))
     with run.locked():
         if fresh:
-            run.clear()
+            run.clear(_named_files(config))
         if run.done():
             judge_again(run, config)
             return Outcome(run, already_done=True)
@@ -102,10 +103,11 @@ def _begin(config: Config, run: RunDir, device: Any, state: Any) -> Life:
     """Write what identifies the run; without a checkpoint, clear away an earlier attempt."""
     earlier = run.read_manifest() if state else {}
     if not state:
-        run.clear()
+        run.clear(_named_files(config))
     run.remove_leftovers()
     for path in config.imports:
-        shutil.copy(path, run.path)
+        with contextlib.suppress(shutil.SameFileError):
+            shutil.copy(path, run.path)
     write_atomically(run.config, to_yaml(config).encode())
     take_rules(run, config)
     content = {
@@ -116,6 +118,11 @@ def _begin(config: Config, run: RunDir, device: Any, state: Any) -> Life:
         **environment(device),
     }
     return Life(run, earlier, content)
+
+
+def _named_files(config: Config) -> list[Path]:
+    """What the config needs beside itself; of a run directory's own config, files of the run."""
+    return [Path(path) for path in (*config.imports, config.rules) if path]
 
 
 def _figures(loop: Loop) -> dict[str, Any]:

@@ -1,0 +1,344 @@
+"""A run that goes on is the run that was never stopped, byte for byte, wherever it was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gradexp.config import Config
+from gradexp.errors import RunError
+from gradexp.records import RunDir
+from gradexp.train import EpochEnd, Observer, Outcome, execute, run_dir
+from gradexp.train.checkpoint import Checkpoints, load
+from tests.conftest import StopAt
+from tests.nets import config_of
+from tests.torn import At, Disk, Event, die_at, fill_up, interrupt, plain_name, repeatable, tear
+
+NET = (
+    "model={family: mlp, depth: 2, width: 5, norm: batch, dropout: 0.2}",
+    "train={steps: 13, optimizer: {name: sgd, lr: 0.1, momentum: 0.9}}",
+    "probe={every: 4, examples: 12}",
+)
+CPU = torch.device("cpu")
+
+
+def small(*overrides: str) -> Config:
+    return config_of(*NET, *overrides)
+
+
+def work(config: Config, parent: Path) -> None:
+    """As a process of its own does it."""
+    execute(config, parent, checkpoint_seconds=0)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The run that was never stopped."""
+    return repeatable(execute(small(), tmp_path_factory.mktemp("whole")).run)
+
+
+def stopped(config: Config, parent: Path, at: int = 5) -> RunDir:
+    """A run that Ctrl-C ended; its checkpoint is at step 4 for one that ends at the probe at 8."""
+    with pytest.raises(KeyboardInterrupt):
+        execute(config, parent, observer=StopAt(at), checkpoint_seconds=0)
+    return run_dir(config, parent)
+
+
+# --- whatever the state consists of --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.optimizer={name: sgd, lr: 0.1}"],
+        ["train.optimizer={name: sgd, lr: 0.1, momentum: 0.9, nesterov: true}"],
+        ["train.optimizer=adam", "train.clip={name: norm, max_norm: 0.5}"],
+        ["train.optimizer=adamw", "train.weight_decay=0.1", "train.l1=0.01"],
+        ["train.optimizer=rmsprop", "model.activation=prelu"],
+        ["train.schedule={name: cosine, warmup_steps: 3}", "probe.gradients_every=3"],
+        ["model.family=cnn", "model.norm=batch", "data.augment=crop_flip", "model.dropout=0"],
+        ["train.optimizer.lr=1e20", "model.norm=none"],  # ends early, and says why
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_everything_that_decides_the_next_step_is_kept(tmp_path: Path, settings: list[str]) -> None:
+    config = small(*settings)
+    never = execute(config, tmp_path / "never").run
+    for at in (1, 8, 12):
+        parent = tmp_path / str(at)
+        with contextlib.suppress(KeyboardInterrupt):
+            execute(config, parent, observer=StopAt(at), checkpoint_seconds=0)
+        outcome = execute(config, parent)
+        assert repeatable(outcome.run) == repeatable(never), at
+
+
+def test_what_is_told_at_the_end_counts_epochs_of_all_attempts(tmp_path: Path) -> None:
+    """A run stopped in its very last portion closes no epoch again, but knows of all."""
+    config = small("train={steps: 12}")
+    stopped(config, tmp_path, at=12)
+    ends: list[int] = []
+
+    class Ends(Observer):
+        def epoch_ended(self, end: EpochEnd) -> None:
+            ends.append(end.epoch)
+
+    outcome = execute(config, tmp_path, observer=Ends())
+    assert outcome.resumed_from == 8
+    assert ends == [2, 3]  # after 10 and 12 steps
+    assert outcome.run.read_summary()["epochs"] == 3
+    assert outcome.run.read("epochs")["epoch"].tolist() == [1, 2, 3]
+
+
+# --- wherever it was stopped ---------------------------------------------------------------------
+
+MOMENTS = [
+    ("open", "config.yaml", 0),
+    ("write", "layers.csv", 1),
+    ("replace", "manifest.json", 0),
+    ("write", "signal.csv", 1),
+    ("fsync", "steps.csv", 0),
+    ("write", "checkpoint.pt", 0),
+    ("replace", "checkpoint.pt", 0),
+    ("write", "gradients.csv", 2),
+    ("write", "checkpoint.pt", 1),
+    ("replace", "checkpoint.pt", 1),
+    ("write", "epochs.csv", 1),
+    ("write", "steps.csv", 4),
+    ("write", "units.csv", 5),
+    ("replace", "summary.json", 0),
+    ("write", "evidence.json", 0),
+    ("replace", "summary.json", 1),
+    ("write", "manifest.json", 1),
+    ("replace", "manifest.json", 1),
+]
+KILLS = [MOMENTS[index] for index in (1, 5, 9, 11, 13, 17)]
+
+
+@pytest.mark.parametrize("moment", KILLS, ids=lambda moment: f"{moment[0]}-{moment[1]}")
+def test_a_kill_at_any_moment_costs_no_result(
+    tmp_path: Path, whole: dict[str, object], moment: tuple[Any, str, int]
+) -> None:
+    kind, name, number = moment
+    config = small()
+    assert die_at(work, (config, tmp_path), tear(tmp_path, number, kind, name))
+    run = run_dir(config, tmp_path)
+    seen = run.read("steps")["step"].tolist()
+    assert seen == list(range(len(seen)))
+    assert not run.done()
+    assert not run.in_use()
+    assert repeatable(execute(config, tmp_path).run) == whole
+
+
+@pytest.mark.parametrize("act", [interrupt, fill_up])
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: "-".join(map(str, moment)))
+def test_ctrl_c_or_a_full_disk_at_any_moment_costs_no_result(
+    tmp_path: Path,
+    whole: dict[str, object],
+    moment: tuple[str, str, int],
+    act: Callable[[], None],
+) -> None:
+    kind, name, number = moment
+    at = At(number, kind, name, act)
+    with pytest.raises((KeyboardInterrupt, RunError)) as error, Disk(tmp_path, at):
+        work(small(), tmp_path)
+    assert at.seen > number
+    if act is fill_up:
+        assert "cannot be written: No space left on device" in str(error.value)
+    assert repeatable(execute(small(), tmp_path).run) == whole
+
+
+def test_tables_reach_the_disk_before_the_checkpoint_that_counts_on_them(tmp_path: Path) -> None:
+    events: list[tuple[str, str]] = []
+
+    def hear(event: Event) -> None:
+        events.append((event.kind, plain_name(event.path)))
+
+    with Disk(tmp_path, hear):
+        work(small(), tmp_path)
+    tables = {
+        "gradients.csv",
+        "signal.csv",
+        "units.csv",
+        "unit_events.csv",
+        "steps.csv",
+        "epochs.csv",
+    }
+    opened = [index for index, one in enumerate(events) if one == ("open", "checkpoint.pt")]
+    assert len(opened) == 4  # at 0, 4, 8 and 12 steps
+    for index in opened:
+        synced = events[index - len(tables) : index]
+        assert {name for kind, name in synced if kind == "fsync"} == tables
+        assert [kind for kind, _ in events[index : index + 4]] == [
+            "open",
+            "write",
+            "fsync",
+            "replace",
+        ]
+
+
+def test_a_checkpoint_goes_when_the_run_is_done(tmp_path: Path) -> None:
+    run = stopped(small(), tmp_path)
+    assert run.checkpoint.exists()
+    execute(small(), tmp_path)
+    assert not run.checkpoint.exists()
+
+
+# --- how often -----------------------------------------------------------------------------------
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_checkpoint_is_due_after_so_many_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    checkpoints = Checkpoints(RunDir(tmp_path), 15.0)
+    for now, due in ((100.0, False), (114.9, False), (115.0, True), (120.0, True)):
+        clock.now = now
+        assert checkpoints.due() == due
+    checkpoints.latest = {"step": 3}
+    checkpoints.save()
+    for now, due in ((120.0, False), (134.9, False), (135.0, True)):
+        clock.now = now
+        assert checkpoints.due() == due
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [({}, 0), ({"checkpoint_seconds": 0}, 4)])
+def test_a_quick_run_leaves_none_unless_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], saved: int
+) -> None:
+    monkeypatch.setattr(time, "monotonic", Clock())
+    at = At(-1, "replace", "checkpoint.pt", interrupt)
+    with Disk(tmp_path, at):
+        execute(small(), tmp_path, **seconds)  # type: ignore[arg-type]
+    assert at.seen == saved
+
+
+@pytest.mark.parametrize(
+    ("error", "saved"), [(KeyboardInterrupt, True), (ValueError, False), (SystemExit, False)]
+)
+def test_only_ctrl_c_saves_what_is_newest(
+    tmp_path: Path, error: type[BaseException], *, saved: bool
+) -> None:
+    run = RunDir(tmp_path)
+    checkpoints = Checkpoints(run, 0)
+    checkpoints.latest = {"step": 3}
+    with pytest.raises(error), checkpoints:
+        raise error
+    assert run.checkpoint.exists() == saved
+
+
+def test_ctrl_c_before_anything_was_done_saves_nothing(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    with pytest.raises(KeyboardInterrupt), Checkpoints(run, 0):
+        raise KeyboardInterrupt
+    assert not run.checkpoint.exists()
+
+
+# --- what cannot be gone on from -----------------------------------------------------------------
+
+
+def without(run: RunDir) -> None:
+    run.checkpoint.unlink()
+
+
+def emptied(run: RunDir) -> None:
+    run.checkpoint.write_bytes(b"")
+
+
+def cut(run: RunDir) -> None:
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-100])
+
+
+def scrambled(run: RunDir) -> None:
+    run.checkpoint.write_bytes(b"no checkpoint at all")
+
+
+def of_another_kind(run: RunDir) -> None:
+    torch.save([1, 2, 3], run.checkpoint)
+
+
+def of_no_format(run: RunDir) -> None:
+    saved = torch.load(run.checkpoint, weights_only=True)
+    torch.save({"state": saved["state"]}, run.checkpoint)
+
+
+def with_a_table_cut(run: RunDir) -> None:
+    path = run.table_path("units")
+    path.write_bytes(path.read_bytes()[:-1])
+    torch.save(shorter_by_nothing(run), run.checkpoint)
+
+
+def shorter_by_nothing(run: RunDir) -> Any:
+    """The checkpoint, were it made now that one byte is lost: it counts on that byte."""
+    saved = torch.load(run.checkpoint, weights_only=True)
+    offsets = saved["state"]["recording"]["offsets"]
+    offsets["units"] = run.table_path("units").stat().st_size + 1
+    return saved
+
+
+def with_a_table_lost(run: RunDir) -> None:
+    run.table_path("signal").unlink()
+
+
+def with_a_folder_in_its_place(run: RunDir) -> None:
+    run.checkpoint.unlink()
+    run.checkpoint.mkdir()
+
+
+def with_half_a_manifest(run: RunDir) -> None:
+    run.manifest.write_text('{"status": "runn')
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        without, emptied, cut, scrambled, of_another_kind, of_no_format,
+        with_a_table_cut, with_a_table_lost, with_a_folder_in_its_place, with_half_a_manifest,
+    ],
+)  # fmt: skip
+def test_what_is_damaged_costs_work_but_no_result(
+    tmp_path: Path, whole: dict[str, object], spoil: Callable[[RunDir], None]
+) -> None:
+    spoil(stopped(small(), tmp_path))
+    outcome = execute(small(), tmp_path)
+    assert outcome.resumed_from is None
+    assert repeatable(outcome.run) == whole
+
+
+def test_a_table_may_be_exactly_as_long_as_the_checkpoint_says(
+    tmp_path: Path, whole: dict[str, object]
+) -> None:
+    run = stopped(small(), tmp_path)
+    state = load(run, CPU)
+    assert state is not None
+    for name, offset in state["recording"]["offsets"].items():
+        content = run.table_path(name).read_bytes()
+        assert len(content) >= offset
+        run.table_path(name).write_bytes(content[:offset])
+    outcome = execute(small(), tmp_path)
+    assert outcome.resumed_from == state["step"] == 4
+    assert repeatable(outcome.run) == whole
+
+
+def test_a_run_elsewhere_is_another_attempt(tmp_path: Path, whole: dict[str, object]) -> None:
+    """A directory may be moved: what is in it is all that counts."""
+    run = stopped(small(), tmp_path / "here")
+    shutil.copytree(run.path, tmp_path / "there" / run.name)
+    outcome: Outcome = execute(small(), tmp_path / "there")
+    assert outcome.resumed_from == 4
+    assert repeatable(outcome.run) == whole
