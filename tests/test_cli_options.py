@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -576,9 +577,13 @@ def test_errors_are_a_message_on_stderr_and_a_code(
 
 
 def test_a_fault_of_the_program_is_not_hidden(
-    raising: tuple[list[str], list[BaseException]],
+    raising: tuple[list[str], list[BaseException]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command, raised = raising
     raised.append(ZeroDivisionError("a fault"))
-    with pytest.raises(ZeroDivisionError, match="a fault"):
+    with pytest.raises(ZeroDivisionError, match="a fault") as caught:
         call(*command)
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):\n")  # as any program shows it
+    assert shown.endswith("ZeroDivisionError: a fault\n")

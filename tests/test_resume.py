@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +21,21 @@ from gradexp.errors import RunError
 from gradexp.records import RunDir
 from gradexp.train import EpochEnd, Observer, Outcome, execute, run_dir
 from gradexp.train.checkpoint import Checkpoints, load
-from tests.conftest import StopAt
+from tests.conftest import ROOT, StopAt
 from tests.nets import config_of
-from tests.torn import At, Disk, Event, die_at, fill_up, interrupt, plain_name, repeatable, tear
+from tests.torn import (
+    ENVIRONMENT,
+    At,
+    Disk,
+    Event,
+    Kind,
+    arm,
+    fill_up,
+    interrupt,
+    plain_name,
+    repeatable,
+    tear,
+)
 
 NET = (
     "model={family: mlp, depth: 2, width: 5, norm: batch, dropout: 0.2}",
@@ -33,9 +49,15 @@ def small(*overrides: str) -> Config:
     return config_of(*NET, *overrides)
 
 
-def work(config: Config, parent: Path) -> None:
+def work(parent: Path) -> None:
     """As a process of its own does it."""
-    execute(config, parent, checkpoint_seconds=0)
+    execute(small(), parent, checkpoint_seconds=0)
+
+
+def work_until_killed(parent: str) -> None:
+    """As a process does it whose environment names the moment of its death."""
+    arm()
+    work(Path(parent))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +85,7 @@ def stopped(config: Config, parent: Path, at: int = 5) -> RunDir:
         ["train.optimizer=adamw", "train.weight_decay=0.1", "train.l1=0.01"],
         ["train.optimizer=rmsprop", "model.activation=prelu"],
         ["train.schedule={name: cosine, warmup_steps: 3}", "probe.gradients_every=3"],
-        ["model.family=cnn", "model.norm=batch", "data.augment=crop_flip", "model.dropout=0"],
+        ["model={family: cnn, depth: 3, width: 2}", "data.augment=crop_flip"],
         ["train.optimizer.lr=1e20", "model.norm=none"],  # ends early, and says why
     ],
     ids=lambda settings: settings[0],
@@ -71,12 +93,12 @@ def stopped(config: Config, parent: Path, at: int = 5) -> RunDir:
 def test_everything_that_decides_the_next_step_is_kept(tmp_path: Path, settings: list[str]) -> None:
     config = small(*settings)
     never = execute(config, tmp_path / "never").run
-    for at in (1, 8, 12):
-        parent = tmp_path / str(at)
+    for at in (1, 12):  # stopped again after it went on
         with contextlib.suppress(KeyboardInterrupt):
-            execute(config, parent, observer=StopAt(at), checkpoint_seconds=0)
-        outcome = execute(config, parent)
-        assert repeatable(outcome.run) == repeatable(never), at
+            execute(config, tmp_path / "parts", observer=StopAt(at), checkpoint_seconds=0)
+    outcome = execute(config, tmp_path / "parts")
+    assert outcome.already_done or outcome.resumed_from is not None
+    assert repeatable(outcome.run) == repeatable(never)
 
 
 def test_what_is_told_at_the_end_counts_epochs_of_all_attempts(tmp_path: Path) -> None:
@@ -98,60 +120,95 @@ def test_what_is_told_at_the_end_counts_epochs_of_all_attempts(tmp_path: Path) -
 
 # --- wherever it was stopped ---------------------------------------------------------------------
 
-MOMENTS = [
-    ("open", "config.yaml", 0),
+KILLS: list[tuple[Kind, str, int]] = [
     ("write", "layers.csv", 1),
-    ("replace", "manifest.json", 0),
-    ("write", "signal.csv", 1),
-    ("fsync", "steps.csv", 0),
     ("write", "checkpoint.pt", 0),
-    ("replace", "checkpoint.pt", 0),
-    ("write", "gradients.csv", 2),
-    ("write", "checkpoint.pt", 1),
     ("replace", "checkpoint.pt", 1),
-    ("write", "epochs.csv", 1),
     ("write", "steps.csv", 4),
-    ("write", "units.csv", 5),
     ("replace", "summary.json", 0),
-    ("write", "evidence.json", 0),
-    ("replace", "summary.json", 1),
-    ("write", "manifest.json", 1),
     ("replace", "manifest.json", 1),
 ]
-KILLS = [MOMENTS[index] for index in (1, 5, 9, 11, 13, 17)]
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("moment", KILLS, ids=lambda moment: f"{moment[0]}-{moment[1]}")
 def test_a_kill_at_any_moment_costs_no_result(
-    tmp_path: Path, whole: dict[str, object], moment: tuple[Any, str, int]
+    tmp_path: Path, whole: dict[str, object], moment: tuple[Kind, str, int]
 ) -> None:
     kind, name, number = moment
-    config = small()
-    assert die_at(work, (config, tmp_path), tear(tmp_path, number, kind, name))
-    run = run_dir(config, tmp_path)
+    code = "import sys; from tests import test_resume; test_resume.work_until_killed(sys.argv[1])"
+    killed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, ENVIRONMENT: tear(tmp_path, number, kind, name)},
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL
+    run = run_dir(small(), tmp_path)
     seen = run.read("steps")["step"].tolist()
     assert seen == list(range(len(seen)))
     assert not run.done()
     assert not run.in_use()
-    assert repeatable(execute(config, tmp_path).run) == whole
-
-
-@pytest.mark.parametrize("act", [interrupt, fill_up])
-@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: "-".join(map(str, moment)))
-def test_ctrl_c_or_a_full_disk_at_any_moment_costs_no_result(
-    tmp_path: Path,
-    whole: dict[str, object],
-    moment: tuple[str, str, int],
-    act: Callable[[], None],
-) -> None:
-    kind, name, number = moment
-    at = At(number, kind, name, act)
-    with pytest.raises((KeyboardInterrupt, RunError)) as error, Disk(tmp_path, at):
-        work(small(), tmp_path)
-    assert at.seen > number
-    if act is fill_up:
-        assert "cannot be written: No space left on device" in str(error.value)
     assert repeatable(execute(small(), tmp_path).run) == whole
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "number"),
+    [
+        ("replace", "manifest.json", 0),
+        ("replace", "checkpoint.pt", 1),
+        ("write", "epochs.csv", 1),
+        ("write", "units.csv", 3),
+        ("write", "steps.csv", 4),
+        ("replace", "summary.json", 1),
+        ("write", "manifest.json", 1),
+    ],
+)
+def test_ctrl_c_at_any_moment_costs_no_result(
+    tmp_path: Path, whole: dict[str, object], kind: Kind, name: str, number: int
+) -> None:
+    at = At(number, kind, name, interrupt)
+    with pytest.raises(KeyboardInterrupt), Disk(tmp_path, at):
+        work(tmp_path)
+    outcome = execute(small(), tmp_path)
+    assert (outcome.resumed_from is None) == ((name, number) == ("manifest.json", 0))
+    assert repeatable(outcome.run) == whole
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "number"),
+    [
+        ("write", "layers.csv", 1),
+        ("write", "signal.csv", 0),
+        ("fsync", "steps.csv", 0),
+        ("write", "checkpoint.pt", 1),
+        ("write", "gradients.csv", 2),
+        ("replace", "summary.json", 0),
+    ],
+)
+def test_a_disk_that_fills_up_at_any_moment_costs_no_result(
+    tmp_path: Path, whole: dict[str, object], kind: Kind, name: str, number: int
+) -> None:
+    full = rf"{name}: cannot be written: No space left on device$"
+    with pytest.raises(RunError, match=full), Disk(tmp_path, At(number, kind, name, fill_up)):
+        work(tmp_path)
+    run = run_dir(small(), tmp_path)
+    assert run.status() == "failed"
+    assert not run.traceback.exists()
+    assert repeatable(execute(small(), tmp_path).run) == whole
+
+
+def test_a_disk_too_full_for_what_only_saves_time_is_no_obstacle(
+    tmp_path: Path, whole: dict[str, object]
+) -> None:
+    def hear(event: Event) -> None:
+        if plain_name(event.path) == "evidence.json":
+            fill_up()
+
+    with Disk(tmp_path, hear):
+        run = execute(small(), tmp_path).run
+    left = {name: one for name, one in whole.items() if name != "evidence.json"}
+    assert repeatable(run) == left
 
 
 def test_tables_reach_the_disk_before_the_checkpoint_that_counts_on_them(tmp_path: Path) -> None:
@@ -161,7 +218,7 @@ def test_tables_reach_the_disk_before_the_checkpoint_that_counts_on_them(tmp_pat
         events.append((event.kind, plain_name(event.path)))
 
     with Disk(tmp_path, hear):
-        work(small(), tmp_path)
+        work(tmp_path)
     tables = {
         "gradients.csv",
         "signal.csv",
@@ -183,10 +240,20 @@ def test_tables_reach_the_disk_before_the_checkpoint_that_counts_on_them(tmp_pat
         ]
 
 
-def test_a_checkpoint_goes_when_the_run_is_done(tmp_path: Path) -> None:
+def test_a_checkpoint_goes_when_the_end_is_on_record(tmp_path: Path) -> None:
     run = stopped(small(), tmp_path)
-    assert run.checkpoint.exists()
-    execute(small(), tmp_path)
+    saved = run.checkpoint.read_bytes()
+    seen: list[tuple[str | None, bool]] = []
+
+    class Ear(Observer):
+        def closed(self) -> None:
+            seen.append((run.status(), run.checkpoint.exists()))
+
+    execute(small(), tmp_path, observer=Ear())
+    assert seen == [("finished", True)]
+    assert not run.checkpoint.exists()
+    run.checkpoint.write_bytes(saved)  # a kill in between left it
+    assert execute(small(), tmp_path).already_done
     assert not run.checkpoint.exists()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,10 +54,13 @@ class Recording:
         added: Mapping[str, Sequence[Column]] | None = None,
     ) -> None:
         offsets = state.get("offsets", {})
-        self._writers: dict[str, TableWriter] = {
-            name: run.writer(name, offsets.get(name, 0), (added or {}).get(name, ()))
-            for name in APPENDED
-        }
+        self._writers: dict[str, TableWriter] = {}
+        with contextlib.ExitStack() as unless_all_open:
+            unless_all_open.callback(self.close)
+            for name in APPENDED:
+                own = (added or {}).get(name, ())
+                self._writers[name] = run.writer(name, offsets.get(name, 0), own)
+            unless_all_open.pop_all()
         self._layers = layers
         self._every = every
         self.event: int | None = state.get("event")
@@ -156,6 +160,5 @@ class Recording:
 
 def write_layers(run: RunDir, layers: Sequence[Observed]) -> None:
     """`layers.csv`: what the net consists of."""
-    writer = run.writer("layers")
-    writer.append([layer.row(index) for index, layer in enumerate(layers, start=1)])
-    writer.close()
+    with contextlib.closing(run.writer("layers")) as writer:
+        writer.append([layer.row(index) for index, layer in enumerate(layers, start=1)])

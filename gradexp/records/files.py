@@ -75,7 +75,10 @@ class TableWriter:
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}") from error
         if offset == 0:
-            self._write(",".join(table.column_names) + "\n")
+            with contextlib.ExitStack() as unless_written:
+                unless_written.callback(self.close)
+                self._write(",".join(table.column_names) + "\n")
+                unless_written.pop_all()
 
     def append(self, rows: Iterable[Mapping[str, Value]]) -> None:
         """Add rows by column; None, or a column left out, is an empty field.
@@ -105,7 +108,10 @@ class TableWriter:
 
     def sync(self) -> None:
         """Wait until everything written has reached the disk."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the file."""

@@ -52,10 +52,10 @@ def load(run: RunDir, device: torch.device) -> State | None:
     A checkpoint or a table may be damaged, or be one of another version of gradexp.
     """
     try:
-        saved: dict[str, Any] = torch.load(run.checkpoint, map_location=device, weights_only=True)
+        saved: Any = torch.load(run.checkpoint, map_location=device, weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
         return None
-    if saved.get("format") != FORMAT:
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         return None
     state: State = saved["state"]
     if not _tables_reach(run, state["recording"]["offsets"]):

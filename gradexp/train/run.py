@@ -70,8 +70,11 @@ def execute(
             run.clear(_named_files(config))
         if run.done():
             judge_again(run, config)
-            return Outcome(run, already_done=True)
-        return _carry_out(config, run, observer or Observer(), checkpoint_seconds)
+            outcome = Outcome(run, already_done=True)
+        else:
+            outcome = _carry_out(config, run, observer or Observer(), checkpoint_seconds)
+        run.checkpoint.unlink(missing_ok=True)  # not before the end is on record
+        return outcome
 
 
 def _carry_out(config: Config, run: RunDir, observer: Observer, seconds: float) -> Outcome:
@@ -91,7 +94,6 @@ def _carry_out(config: Config, run: RunDir, observer: Observer, seconds: float) 
             with checkpoint.Checkpoints(run, seconds) as checkpoints:
                 loop.run(checkpoints)
                 conclude(run, _figures(loop))
-            run.checkpoint.unlink(missing_ok=True)
             status = DIVERGED if loop.ends.diverged else FINISHED
             life.manifest |= {"status": status, "outcome": _outcome(loop)}
     finally:
