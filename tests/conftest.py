@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from gradexp.cli.listing import all_registries
 from gradexp.config import load_config
+from gradexp.imports import MODULES
 from gradexp.records import RunDir
 from gradexp.train import Observer, Progress, execute
 from tests import sweeps
@@ -124,3 +126,20 @@ class StopAt(Observer):
     def progressed(self, progress: Progress) -> None:
         if progress.step >= self._step:
             raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="session")
+def known_parts() -> dict[str, set[str]]:
+    """What is registered before anything is imported for a test, by kind."""
+    return {registry.kind: set(registry.names()) for registry in all_registries().values()}
+
+
+@pytest.fixture(autouse=True)
+def parts_go_with_their_test(known_parts: dict[str, set[str]]) -> Iterator[None]:
+    """Parts that a test brings, by `imports:` or by hand, are gone after it."""
+    yield
+    for registry in all_registries().values():
+        for name in set(registry.names()) - known_parts[registry.kind]:
+            registry.remove(name)
+    for name in [name for name in sys.modules if name.startswith(MODULES)]:
+        del sys.modules[name]

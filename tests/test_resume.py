@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ import torch
 from gradexp.config import Config
 from gradexp.errors import RunError
 from gradexp.records import RunDir
-from gradexp.train import EpochEnd, Observer, Outcome, execute, run_dir
+from gradexp.train import EpochEnd, Observer, Outcome, Progress, execute, run_dir
 from gradexp.train.checkpoint import Checkpoints, load
 from tests.conftest import ROOT, StopAt
 from tests.nets import config_of
@@ -284,14 +286,34 @@ def test_a_checkpoint_is_due_after_so_many_seconds(
         assert checkpoints.due() == due
 
 
-@pytest.mark.parametrize(("seconds", "saved"), [({}, 0), ({"checkpoint_seconds": 0}, 4)])
-def test_a_quick_run_leaves_none_unless_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], saved: int
+@pytest.mark.parametrize(
+    ("portion", "options", "saved"),
+    [
+        (4.9, {}, 0),
+        (5.0, {}, 1),  # 15 seconds before the last portion
+        (16.0, {}, 3),
+        (4.9, {"checkpoint_seconds": 4.9}, 3),
+        (0.0, {"checkpoint_seconds": 0}, 4),
+    ],
+)
+def test_a_checkpoint_is_made_every_15_seconds_unless_asked_otherwise(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    portion: float,
+    options: dict[str, float],
+    saved: int,
 ) -> None:
-    monkeypatch.setattr(time, "monotonic", Clock())
+    """The run works in four portions: they begin at 0, 4, 8 and 12 steps."""
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+
+    class Slow(Observer):
+        def progressed(self, _progress: Progress) -> None:
+            clock.now += portion
+
     at = At(-1, "replace", "checkpoint.pt", interrupt)
     with Disk(tmp_path, at):
-        execute(small(), tmp_path, **seconds)  # type: ignore[arg-type]
+        execute(small(), tmp_path, observer=Slow(), **options)  # type: ignore[arg-type]
     assert at.seen == saved
 
 
@@ -385,6 +407,33 @@ def test_what_is_damaged_costs_work_but_no_result(
     outcome = execute(small(), tmp_path)
     assert outcome.resumed_from is None
     assert repeatable(outcome.run) == whole
+
+
+def test_a_bit_that_flipped_is_noticed_wherever_it_is(tmp_path: Path) -> None:
+    run = stopped(small(), tmp_path)
+    content = run.checkpoint.read_bytes()
+    with zipfile.ZipFile(run.checkpoint) as archive:
+        parts = [archive.read(name) for name in archive.namelist()]
+    unmistakable = [part for part in parts if content.count(part) == 1]
+    assert sum(map(len, unmistakable)) > sum(map(len, parts)) / 2
+    assert load(run, CPU) is not None
+    for part in unmistakable:
+        damaged = bytearray(content)
+        damaged[content.index(part) + len(part) // 2] ^= 4
+        run.checkpoint.write_bytes(damaged)
+        assert load(run, CPU) is None, part
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that is full just now must not cost the work of hours."""
+    run = stopped(small(), tmp_path)
+    with monkeypatch.context() as patch:
+        full = mock.Mock(side_effect=torch.OutOfMemoryError("no memory left"))
+        patch.setattr(torch, "load", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            execute(small(), tmp_path)
+    assert run.checkpoint.exists()
+    assert execute(small(), tmp_path).resumed_from == 4
 
 
 def test_a_table_may_be_exactly_as_long_as_the_checkpoint_says(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-import pickle
 import time
+import zipfile
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -52,8 +53,12 @@ def load(run: RunDir, device: torch.device) -> State | None:
     A checkpoint or a table may be damaged, or be one of another version of gradexp.
     """
     try:
+        if not _sums_are_right(run.checkpoint):
+            return None
         saved: Any = torch.load(run.checkpoint, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+    except torch.OutOfMemoryError:  # no damage, and no reason to begin anew
+        raise
+    except Exception:  # noqa: BLE001  damage takes any form
         return None
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         return None
@@ -63,6 +68,12 @@ def load(run: RunDir, device: torch.device) -> State | None:
     # Random states belong on the CPU wherever the net is.
     state["learner"]["random"] = {k: v.cpu() for k, v in state["learner"]["random"].items()}
     return state
+
+
+def _sums_are_right(path: Path) -> bool:
+    """Whether each part of the archive is what was written: torch reads on over flipped bits."""
+    with zipfile.ZipFile(path) as parts:
+        return parts.testzip() is None
 
 
 def _tables_reach(run: RunDir, offsets: dict[str, int]) -> bool:
