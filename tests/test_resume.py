@@ -21,7 +21,7 @@ import torch
 from gradexp.config import Config
 from gradexp.errors import RunError
 from gradexp.records import RunDir
-from gradexp.train import EpochEnd, Observer, Outcome, Progress, execute, run_dir
+from gradexp.train import EpochEnd, Observer, Progress, execute, run_dir
 from gradexp.train.checkpoint import Checkpoints, load
 from tests.conftest import ROOT, StopAt
 from tests.nets import config_of
@@ -73,6 +73,18 @@ def stopped(config: Config, parent: Path, at: int = 5) -> RunDir:
     with pytest.raises(KeyboardInterrupt):
         execute(config, parent, observer=StopAt(at), checkpoint_seconds=0)
     return run_dir(config, parent)
+
+
+@pytest.fixture(scope="module")
+def once_stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where that run lies, stopped at the probe at 8 steps with a checkpoint at 4."""
+    return stopped(small(), tmp_path_factory.mktemp("stopped")).path
+
+
+@pytest.fixture
+def half(once_stopped: Path, tmp_path: Path) -> RunDir:
+    """A copy of it, where it is to go on: what is in the directory is all that counts."""
+    return RunDir(shutil.copytree(once_stopped, tmp_path / once_stopped.name))
 
 
 # --- whatever the state consists of --------------------------------------------------------------
@@ -242,8 +254,8 @@ def test_tables_reach_the_disk_before_the_checkpoint_that_counts_on_them(tmp_pat
         ]
 
 
-def test_a_checkpoint_goes_when_the_end_is_on_record(tmp_path: Path) -> None:
-    run = stopped(small(), tmp_path)
+def test_a_checkpoint_goes_when_the_end_is_on_record(tmp_path: Path, half: RunDir) -> None:
+    run = half
     saved = run.checkpoint.read_bytes()
     seen: list[tuple[str | None, bool]] = []
 
@@ -401,16 +413,16 @@ def with_half_a_manifest(run: RunDir) -> None:
     ],
 )  # fmt: skip
 def test_what_is_damaged_costs_work_but_no_result(
-    tmp_path: Path, whole: dict[str, object], spoil: Callable[[RunDir], None]
+    tmp_path: Path, half: RunDir, whole: dict[str, object], spoil: Callable[[RunDir], None]
 ) -> None:
-    spoil(stopped(small(), tmp_path))
+    spoil(half)
     outcome = execute(small(), tmp_path)
     assert outcome.resumed_from is None
     assert repeatable(outcome.run) == whole
 
 
-def test_a_bit_that_flipped_is_noticed_wherever_it_is(tmp_path: Path) -> None:
-    run = stopped(small(), tmp_path)
+def test_a_bit_that_flipped_is_noticed_wherever_it_is(half: RunDir) -> None:
+    run = half
     content = run.checkpoint.read_bytes()
     with zipfile.ZipFile(run.checkpoint) as archive:
         parts = [archive.read(name) for name in archive.namelist()]
@@ -424,22 +436,23 @@ def test_a_bit_that_flipped_is_noticed_wherever_it_is(tmp_path: Path) -> None:
         assert load(run, CPU) is None, part
 
 
-def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_is_no_damage(
+    tmp_path: Path, half: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A device that is full just now must not cost the work of hours."""
-    run = stopped(small(), tmp_path)
     with monkeypatch.context() as patch:
         full = mock.Mock(side_effect=torch.OutOfMemoryError("no memory left"))
         patch.setattr(torch, "load", full)
         with pytest.raises(torch.OutOfMemoryError):
             execute(small(), tmp_path)
-    assert run.checkpoint.exists()
+    assert half.checkpoint.exists()
     assert execute(small(), tmp_path).resumed_from == 4
 
 
 def test_a_table_may_be_exactly_as_long_as_the_checkpoint_says(
-    tmp_path: Path, whole: dict[str, object]
+    tmp_path: Path, half: RunDir, whole: dict[str, object]
 ) -> None:
-    run = stopped(small(), tmp_path)
+    run = half
     state = load(run, CPU)
     assert state is not None
     for name, offset in state["recording"]["offsets"].items():
@@ -448,13 +461,4 @@ def test_a_table_may_be_exactly_as_long_as_the_checkpoint_says(
         run.table_path(name).write_bytes(content[:offset])
     outcome = execute(small(), tmp_path)
     assert outcome.resumed_from == state["step"] == 4
-    assert repeatable(outcome.run) == whole
-
-
-def test_a_run_elsewhere_is_another_attempt(tmp_path: Path, whole: dict[str, object]) -> None:
-    """A directory may be moved: what is in it is all that counts."""
-    run = stopped(small(), tmp_path / "here")
-    shutil.copytree(run.path, tmp_path / "there" / run.name)
-    outcome: Outcome = execute(small(), tmp_path / "there")
-    assert outcome.resumed_from == 4
     assert repeatable(outcome.run) == whole

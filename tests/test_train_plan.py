@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from gradexp.config import load_config
 from gradexp.errors import ConfigError
+from gradexp.probes import Prober, ProbeRows
 from gradexp.records import RunDir
 from gradexp.train import Observer, Progress, execute
 from gradexp.train.device import make_repeatable, pick
@@ -68,6 +69,29 @@ def test_unless_told_otherwise_a_run_looks_at_1024_examples_three_times_and_more
     times = timetable(config, 250, config.data.batch_size, int(config.probe.examples))
     assert (times.total, times.per_epoch) == (750, 250)
     assert times.probes == [0, 250, 500, 750]
+
+
+@pytest.mark.parametrize(
+    ("settings", "together"),
+    [
+        (["model.norm=none"], 2**23 // 6),  # six units: as many as fit in memory
+        (["model.norm=layer"], 2**23 // 6),
+        (["model.norm=batch"], 8),  # examples depend on one another: as in training
+        (["model={family: cnn, depth: 3, width: 2}"], 8),
+    ],
+)
+def test_so_many_examples_are_looked_at_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], together: int
+) -> None:
+    seen, look = [], Prober.look
+
+    def noted(prober: Prober, step: int) -> ProbeRows:
+        seen.append(prober.examples.batch_size)
+        return look(prober, step)
+
+    monkeypatch.setattr(Prober, "look", noted)
+    run_of(tmp_path, *NET, *settings, "train={steps: 0}")
+    assert seen == [together]
 
 
 def test_epochs_end_where_the_data_do(tmp_path: Path) -> None:
@@ -148,6 +172,21 @@ def test_slow_steps_are_told_twice_a_second(
     run = execute(config, tmp_path, observer=portions).run
     assert portions.steps == list(ends)
     assert run.read("steps")["step_seconds"].tolist() == pytest.approx([seconds] * 12)
+
+
+def test_a_step_that_is_only_looked_at_takes_its_time_too(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = Learner.observe_only
+
+    def slow(learner: Learner) -> None:
+        look(learner)
+        clock.now += 3.0
+
+    clock.now = 100.0
+    monkeypatch.setattr(Learner, "observe_only", slow)
+    run = run_of(tmp_path, *NET, "train={steps: 0}")
+    assert run.read("steps")["step_seconds"].tolist() == [3.0]
 
 
 def test_what_is_told_is_the_newest_step(tmp_path: Path) -> None:
