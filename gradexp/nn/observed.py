@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,12 +85,3 @@ def _std(weights: tuple[Tensor, ...]) -> float:
 
     values = torch.cat([one.detach().double().flatten().cpu() for one in weights])
     return float(values.std(correction=0))
-
-
-def unique_tensors(layers: list[Observed]) -> Iterator[Tensor]:
-    """The parameters of all layers, a shared one once."""
-    seen: set[int] = set()
-    for tensor in (tensor for layer in layers for tensor in layer.tensors):
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield tensor
