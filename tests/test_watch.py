@@ -400,6 +400,15 @@ def test_a_loss_may_be_a_mean_or_a_sum(tmp_path: Path, loss: Any, scale: float) 
     pd.testing.assert_frame_equal(run.read("signal"), plain.read("signal"), rtol=1e-5)
 
 
+def test_probe_examples_go_through_the_net_in_batches_of_the_loop(tmp_path: Path) -> None:
+    """More of them need not fit into memory."""
+    net, seen = a_net(), []
+    net.register_forward_pre_hook(lambda _net, args: seen.append(len(args[0])))
+    run, _ = train(net, tmp_path / "run", probe=batches(1, 50, seed=5)[0], loss=F.cross_entropy)
+    assert max(seen) == 8
+    assert run.read_summary()["probe_examples"] == 50
+
+
 def test_the_diagnosis_says_what_the_report_says(tmp_path: Path) -> None:
     net = a_net()
     stepper = torch.optim.SGD(net.parameters(), lr=0.1)

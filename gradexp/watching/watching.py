@@ -183,16 +183,14 @@ class Watch:
         if self.layers:
             self._watcher.update_comes(optimizer)
 
-    def _make_prober(self, inputs: Any, targets: Any, loss: Loss) -> Prober:
+    def _subject(self, loss: Loss, inputs: Any, targets: Any) -> Subject:
+        """What probes look at; some examples tell how the loss is reduced."""
         with torch.no_grad(), undisturbed(self._module):
             outputs = called(self._module, inputs)
         summed = SummedLoss(loss, reduction_of(loss, outputs, targets))
         self._life.manifest["loss"] = {"reduction": summed.reduction}
         none: list[Tensor | None] = [None] * len(self.layers)
-        subject = Subject(self._module, self.layers, summed, lambda: none)
-        # In batches as the loop has them: so many fit into memory, and share statistics.
-        examples = ProbeSet(inputs, targets, self._batch or length(inputs))
-        return Prober(subject, examples, [entry.make() for entry in PROBES])
+        return Subject(self._module, self.layers, summed, lambda: none)
 
     def _called(self, inputs: Arguments) -> None:
         """The loop calls the module: the first time that tells its layers and the batch."""
@@ -227,9 +225,13 @@ class Watch:
         *probe, loss = self._wanted
         self._wanted = None
         inputs, targets = (on_device(part, self._device) for part in probe)
+        # In batches as the loop has them: so many fit into memory, and share statistics.
+        examples = ProbeSet(inputs, targets, self._batch or length(inputs))
         with self._by_itself():
-            self._observe(inputs)
-            self._prober = self._make_prober(inputs, targets, loss)
+            some, of_some = next(examples.batches())
+            self._observe(some)
+            subject = self._subject(loss, some, of_some)
+        self._prober = Prober(subject, examples, [entry.make() for entry in PROBES])
         self._look()
 
     @contextmanager
