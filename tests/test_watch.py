@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ from gradexp.records import RunDir
 from gradexp.report import make_report
 from gradexp.sweeps import status
 from gradexp.watching import watch
+from gradexp.watching.watching import Settings
 
 INPUTS, CLASSES = 6, 3
 
@@ -424,6 +427,12 @@ def test_the_diagnosis_says_what_the_report_says(tmp_path: Path) -> None:
     assert str(diagnosis).startswith(watched.run.read_summary()["reading"])
     accuracy = watched.run.read("steps")["accuracy"]
     assert accuracy.between(0, 1).all()
+
+
+def test_callbacks_have_the_defaults_of_watch() -> None:
+    keywords = inspect.signature(watch).parameters
+    for setting in dataclasses.fields(Settings):
+        assert setting.default == keywords[setting.name].default, setting.name
 
 
 # --- what goes wrong ---------------------------------------------------------------------------

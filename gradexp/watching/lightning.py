@@ -48,7 +48,7 @@ class GradexpCallback(WatchCallback, Callback):  # type: ignore[misc]  # it is n
             raise ConfigError(f"GradexpCallback: {name} has no forward; name a part of it: module=")
         # What spreads it over processes calls it with what `training_step` takes.
         wrapped = trainer.strategy.model is not whole
-        if wrapped and (self._settings["probe"] is None or self._settings["stop_on_nonfinite"]):
+        if wrapped and (self._settings.probe is None or self._settings.stop_on_nonfinite):
             strategy = type(trainer.strategy).__name__
             raise ConfigError(
                 f"GradexpCallback: {strategy} does not call {name} as it is; give probe= and no "

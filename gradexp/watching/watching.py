@@ -87,29 +87,34 @@ def watch(  # noqa: PLR0913  one keyword for every choice
         ConfigError: the arguments do not fit together.
         RunError: the directory cannot be written.
     """
-    if probe is not None and loss is None:
-        raise ConfigError("watch: probe= needs loss=, the function of outputs and targets")
-    if every != "auto" and every < 1:
-        raise ConfigError(f"watch: every= must be 'auto' or at least 1, got {every}")
-    if gradients_every < 1:
-        raise ConfigError(f"watch: gradients_every= must be at least 1, got {gradients_every}")
+    settings = Settings(probe, loss, Path(out), every, gradients_every, stop_on_nonfinite, rules)
     optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer or []
-    limits = None if rules is None else Path(rules)
-    if limits:
-        load_rules(limits)
-    settings = Settings(Path(out), every, gradients_every, stop_on_nonfinite, limits)
-    return Watch(model, list(optimizers), probe, loss, scaler, settings)
+    return Watch(model, list(optimizers), scaler, settings)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a loop is watched; see `watch`."""
+    """How a loop is watched, see `watch`; checked when it is made, before there is a loop."""
 
-    out: Path
-    every: int | Literal["auto"]
-    gradients_every: int
-    stop_on_nonfinite: bool | Literal["replay"]
-    rules: Path | None
+    probe: tuple[Any, Any] | None = None
+    loss: Loss | None = None
+    out: str | Path = "runs/watched"
+    every: int | Literal["auto"] = "auto"
+    gradients_every: int = 1
+    stop_on_nonfinite: bool | Literal["replay"] = False
+    rules: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.probe is not None and self.loss is None:
+            raise ConfigError("watch: probe= needs loss=, the function of outputs and targets")
+        if self.every != "auto" and self.every < 1:
+            raise ConfigError(f"watch: every= must be 'auto' or at least 1, got {self.every}")
+        if self.gradients_every < 1:
+            raise ConfigError(
+                f"watch: gradients_every= must be at least 1, got {self.gradients_every}"
+            )
+        if self.rules is not None:
+            load_rules(Path(self.rules))
 
 
 class Watch:
@@ -121,12 +126,10 @@ class Watch:
         steps: updates seen so far.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917  what `watch` was given
+    def __init__(
         self,
         model: nn.Module,
-        optimizers: list[torch.optim.Optimizer],
-        probe: tuple[Any, Any] | None,
-        loss: Loss | None,
+        optimizers: Sequence[torch.optim.Optimizer],
         scaler: Any,
         settings: Settings,
     ) -> None:
@@ -134,7 +137,7 @@ class Watch:
         self._optimizers = [plain_optimizer(one) for one in optimizers]
         self._scaler, self._settings = scaler, settings
         self._device = next(self._module.parameters()).device
-        self.run = free_run(settings.out)
+        self.run = free_run(Path(settings.out))
         self._hold = ExitStack()
         self._hold.enter_context(self.run.locked())
         self.layers: list[Observed] = []
@@ -153,12 +156,13 @@ class Watch:
             **environment(self._device),
         }
         self._life = Life(self.run, {}, content)
-        if settings.rules:
-            write_atomically(self.run.rules, settings.rules.read_bytes())
-        write_atomically(self.run.config, to_yaml(described(self._module, self._optimizers, loss)))
+        if settings.rules is not None:
+            write_atomically(self.run.rules, Path(settings.rules).read_bytes())
+        content = described(self._module, self._optimizers, settings.loss)
+        write_atomically(self.run.config, to_yaml(content))
         self._began = time.perf_counter()
         self._looking = False
-        self._wanted = None if probe is None or loss is None else (*probe, loss)
+        self._wanted = settings.probe is not None  # probe examples that were not looked at yet
         self._calls = on_call(model, self._called)
         # Before the layers are known: the first call may be made by a closure, within a step.
         self._updates = on_update(self._optimizers, self._update_comes)
@@ -221,9 +225,10 @@ class Watch:
 
     def _begin_probing(self) -> None:
         """Look for the first time: before anything was trained, and with the loop's batch known."""
-        assert self._wanted is not None  # noqa: S101  asked only where there is one
-        *probe, loss = self._wanted
-        self._wanted = None
+        probe, loss = self._settings.probe, self._settings.loss
+        assert probe is not None  # noqa: S101  asked only where there is one
+        assert loss is not None  # noqa: S101  the settings see to it
+        self._wanted = False
         inputs, targets = (on_device(part, self._device) for part in probe)
         # In batches as the loop has them: so many fit into memory, and share statistics.
         examples = ProbeSet(inputs, targets, self._batch or length(inputs))
