@@ -39,10 +39,10 @@ import gradexp
 from gradexp.config import Config, Source, resolve
 from gradexp.data import Batches
 from gradexp.nn.network import Layer
+from gradexp.recorder import PROBE_SHARE
 from gradexp.train import EpochEnd, Observer, Progress, execute
 from gradexp.train.learner import build_network, load_data
 from gradexp.train.loop import Loop
-from gradexp.train.plan import PROBE_SHARE
 from gradexp.train.run import CHECKPOINT_SECONDS
 
 LR = 0.01

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gradexp.probes.steps import StepValues
+from gradexp.recorder import CHUNK_SECONDS, CHUNK_STEPS
 from gradexp.train.learner import Learner
 from gradexp.train.plan import Timetable
-
-CHUNK_STEPS = 256
-CHUNK_SECONDS = 0.5  # a chunk of slow steps ends sooner, so that tables and screen keep up
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from gradexp.config import Config
+from gradexp.recorder import PROBE_SHARE
 
-PROBE_SHARE = 0.05  # of the training examples, at the default cadence
 FEWEST_PROBES = 3
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from gradexp.analysis import conclude, judge_again, load_rules, own_rules, take_rules
 from gradexp.config import Config, run_id, to_yaml
 from gradexp.imports import fingerprint
-from gradexp.recorder import Life, environment, write_layers
-from gradexp.records import DIVERGED, FINISHED, RunDir, write_atomically
+from gradexp.recorder import Ending, Life, environment, write_layers
+from gradexp.records import RunDir, write_atomically
 from gradexp.train import checkpoint
 from gradexp.train.device import make_repeatable, pick
 from gradexp.train.learner import Learner
@@ -93,9 +93,11 @@ def _carry_out(config: Config, run: RunDir, observer: Observer, seconds: float) 
             loop = Loop(config, run, learner, state or {}, observer)
             with checkpoint.Checkpoints(run, seconds) as checkpoints:
                 loop.run(checkpoints)
-                conclude(run, _figures(loop))
-            status = DIVERGED if loop.ends.diverged else FINISHED
-            life.manifest |= {"status": status, "outcome": _outcome(loop)}
+                ending = Ending(len(loop.prober.examples), loop.ends.first, loop.ends.diverged)
+                conclude(run, loop.figures() | ending.figures())
+            step = loop.step
+            done = f"diverged at step {step}" if ending.diverged else f"finished {step} steps"
+            life.manifest |= ending.status(done)
     finally:
         observer.closed()
     return Outcome(run, resumed_from=state["step"] if state else None)
@@ -125,23 +127,3 @@ def _begin(config: Config, run: RunDir, device: Any, state: Any) -> Life:
 def _named_files(config: Config) -> list[Path]:
     """What the config needs beside itself; of a run directory's own config, files of the run."""
     return [Path(path) for path in (*config.imports, config.rules) if path]
-
-
-def _figures(loop: Loop) -> dict[str, Any]:
-    """What the tables do not say."""
-    examples = len(loop.prober.examples)
-    ends = loop.ends
-    return {
-        **loop.figures(),
-        "probe_examples": examples,
-        # The rule of three: none of n examples, so with 95 % confidence fewer than 3 / n of all.
-        "dead_unit_fires_on_less_than": 3 / examples,
-        "nonfinite": ends.first.as_dict() if ends.first else None,
-        "diverged": ends.diverged.as_dict() if ends.diverged else None,
-    }
-
-
-def _outcome(loop: Loop) -> str:
-    ends = loop.ends
-    done = f"diverged at step {loop.step}" if ends.diverged else f"finished {loop.step} steps"
-    return f"{done}; {ends.first.sentence()}" if ends.first else done

@@ -33,8 +33,18 @@ from gradexp.probes.nonfinite import (
     operation_of_forward,
 )
 from gradexp.probes.steps import StepValues
-from gradexp.recorder import Life, Recording, StepTimes, environment, write_layers
-from gradexp.records import DIVERGED, FINISHED, write_atomically
+from gradexp.recorder import (
+    CHUNK_SECONDS,
+    CHUNK_STEPS,
+    PROBE_SHARE,
+    Ending,
+    Life,
+    Recording,
+    StepTimes,
+    environment,
+    write_layers,
+)
+from gradexp.records import write_atomically
 from gradexp.watching.losses import Loss, SummedLoss, reduction_of
 from gradexp.watching.steps import StepWatcher, on_update
 from gradexp.watching.subject import (
@@ -47,10 +57,6 @@ from gradexp.watching.subject import (
     plain_optimizer,
     to_yaml,
 )
-
-PROBE_SHARE = 0.05  # of the training examples, at the default cadence
-CHUNK_STEPS = 256
-CHUNK_SECONDS = 0.5
 
 
 def watch(  # noqa: PLR0913  one keyword for every choice
@@ -359,21 +365,10 @@ class Watch:
         if self._prober and self.steps % self._cadence():
             self._look()
         self._recording.finish()
-        conclude(self.run, self._figures())
-        status = DIVERGED if self._diverged else FINISHED
-        done = f"watched {self.steps} steps"
-        outcome = f"{done}; {self._first.sentence()}" if self._first else done
-        self._life.manifest |= {"status": status, "outcome": outcome}
-
-    def _figures(self) -> dict[str, Any]:
         examples = len(self._prober.examples) if self._prober else None
-        return {
-            "steps": self.steps,
-            "probe_examples": examples,
-            "dead_unit_fires_on_less_than": 3 / examples if examples else None,
-            "nonfinite": self._first.as_dict() if self._first else None,
-            "diverged": self._diverged.as_dict() if self._diverged else None,
-        }
+        ending = Ending(examples, self._first, self._diverged)
+        conclude(self.run, {"steps": self.steps, **ending.figures()})
+        self._life.manifest |= ending.status(f"watched {self.steps} steps")
 
     def _take_hooks_away(self) -> None:
         for handle in (self._calls, *self._updates):
