@@ -164,10 +164,13 @@ def _at_work(out: Path, runs: int) -> bool:
 
 
 def test_ctrl_c_keeps_checkpoints_and_the_same_command_goes_on(copied: Path, begin: Begin) -> None:
-    """Both cells begin to train at the same moment, however late one worker is."""
+    """Both cells begin to train at the same moment, and none ends before it is interrupted."""
     config, out = copied / "tiny.yaml", copied / "out"
     together = ("data.mode=together", f"data.marker={copied / 'meeting'}")
-    grid = ("train.steps=3000", "probe.every=1000", "seed=0,1", *together)
+    hold = copied / "hold"
+    hold.touch()
+    patient = f"train.schedule={{name: patient, marker: {hold}}}"
+    grid = ("train.steps=1500", "probe.every=500", "seed=0,1", patient, *together)
     process = begin(config, out, *grid, checkpoint_seconds=1000.0)
     wait_until(lambda: _at_work(out, 2), process)
     assert status(out).live
@@ -178,6 +181,7 @@ def test_ctrl_c_keeps_checkpoints_and_the_same_command_goes_on(copied: Path, beg
     assert states(out)[:2] == ["interrupted"] * 2
     assert len(list(out.glob("runs/*/checkpoint.pt"))) == 2
     assert "The same sweep command goes on." in summary_line(status(out))
+    hold.unlink()
     outcome = _sweep(copied, *grid)
     assert outcome.counts == {"finished": 2}
 

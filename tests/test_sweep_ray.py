@@ -17,11 +17,7 @@ from tests.sweeps import repeatable, states, write_config
 
 GRID = ("model.depth=2,3", "seed=0,1,2,3")
 
-LONGER = ("train.steps=3000", "probe.every=1000")
-
-RAY_SWEEPS = (
-    f"LONGER = {LONGER}\n"
-    """
+RAY_SWEEPS = """
 import os
 import signal
 import sys
@@ -33,7 +29,7 @@ from ray.cluster_utils import Cluster
 
 from gradexp.sweeps import SweepOptions, View, plan_sweep, run_sweep
 
-config, out, *grid = sys.argv[1:]
+config, out, hold, longer, *grid = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
 second = cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
@@ -72,10 +68,12 @@ class CtrlC(View):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-plan = plan_sweep(Path(config), LONGER, [], 2)
+Path(hold).touch()
+plan = plan_sweep(Path(config), longer.split(";"), [], 2)
 stopped = run_sweep(plan, Path(out), options, CtrlC())
 assert stopped.interrupted and stopped.counts == {"interrupted": 1, "planned": 1}, stopped
 (checkpoint,) = Path(out).glob("runs/*/checkpoint.pt")
+Path(hold).unlink()
 begun = checkpoint.with_name("steps.csv").read_bytes()[:1000]
 assert run_sweep(plan, Path(out), options).counts == {"finished": 2}
 assert checkpoint.with_name("steps.csv").read_bytes().startswith(begun)  # its times too
@@ -84,7 +82,6 @@ cluster.shutdown()
 print(outcome.counts, outcome.failures)
 sys.exit(outcome.exit_code)
 """
-)
 
 
 def test_a_lost_machine_and_an_interrupt_cost_nothing_but_time(
@@ -94,7 +91,10 @@ def test_a_lost_machine_and_an_interrupt_cost_nothing_but_time(
     config = write_config(tmp_path)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    arguments = [str(config), str(tmp_path / "ray"), *GRID]
+    hold = tmp_path / "hold"
+    patient = f"train.schedule={{name: patient, marker: {hold}}}"
+    longer = ("train.steps=1500", "probe.every=500", patient)
+    arguments = [str(config), str(tmp_path / "ray"), str(hold), ";".join(longer), *GRID]
     done = subprocess.run(
         [sys.executable, "-c", RAY_SWEEPS, *arguments],
         env={
@@ -113,7 +113,7 @@ def test_a_lost_machine_and_an_interrupt_cost_nothing_but_time(
     fork_instead(monkeypatch)
     local = SweepOptions(workers=2)
     run_sweep(plan_sweep(config, [], GRID), tmp_path / "local", local)
-    run_sweep(plan_sweep(config, LONGER, (), 2), tmp_path / "local", local)
+    run_sweep(plan_sweep(config, longer, (), 2), tmp_path / "local", local)
     assert states(tmp_path / "ray") == ["finished"] * 10
     assert repeatable(tmp_path / "ray") == repeatable(tmp_path / "local")
 
