@@ -180,11 +180,12 @@ def test_wrong_input_is_said_in_one_line(
 def test_a_folder_that_is_no_sweep_is_named(here: Path) -> None:
     assert here.is_dir()
     answer = call("status", "nowhere")
-    assert answer.exit_code in {1, 2}
-    assert (answer.stdout, answer.stderr) == (
-        "",
-        "nowhere: is not a sweep directory (no plan.csv)\n",
-    )
+    line = "nowhere: no such directory; give a sweep or a run directory"
+    assert refused(answer) == [line]
+    (here / "folder").mkdir()
+    answer = call("status", "folder")
+    assert (answer.exit_code, answer.stdout) == (1, "")
+    assert answer.stderr == "folder: is not a sweep directory (no plan.csv)\n"
 
 
 @pytest.mark.parametrize(

@@ -228,7 +228,7 @@ def test_where_a_sweep_goes(tiny: Path, asked: Asked, arguments: list[str], dire
         "",
         directory,
     ]
-    assert answer.stderr == "1 cells to run\n"
+    assert answer.stderr == "1 cell to run\n"
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_cells_fail_and_are_tried_again_when_that_is_asked_for(here: Path) -> No
     assert (again.exit_code, again.stderr, again.stdout) == (1, "", first.stdout)
     retried = call(*command, "--retry-failed")
     assert (retried.exit_code, retried.stdout) == (1, first.stdout)
-    assert "1 cells to run" in retried.stderr
+    assert "1 cell to run" in retried.stderr
 
 
 # --- status ---

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from gradexp.report.words import counted, number, number_if_any, percent, whole
+from gradexp.analysis import counted
+from gradexp.report.words import number, number_if_any, percent, whole
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from gradexp.analysis.quantities import QUANTITIES, QUANTITY, Quantity
 from gradexp.analysis.reading import reading
 from gradexp.analysis.rules import RULES
 from gradexp.analysis.rules_file import load_rules, own_rules, rules_of
-from gradexp.analysis.verdicts import HEALTHY, LEVELS, VERDICTS, Verdict, place_of
+from gradexp.analysis.verdicts import HEALTHY, LEVELS, VERDICTS, Verdict, counted, place_of
 
 __all__ = [
     "HEALTHY",
@@ -35,6 +35,7 @@ __all__ = [
     "collect",
     "compare",
     "conclude",
+    "counted",
     "degradation",
     "diagnose",
     "evidence_of",

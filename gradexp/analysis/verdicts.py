@@ -68,3 +68,8 @@ def named_layers(layers: Sequence[str]) -> str:
     if len(layers) <= 2:  # noqa: PLR2004  two names read well side by side
         return " and ".join(layers)
     return f"{layers[0]} to {layers[-1]} ({len(layers)} layers)"
+
+
+def counted(count: int, word: str) -> str:
+    """A count and its word: `1 run`, `2 runs`."""
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"

@@ -10,12 +10,16 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
-from gradexp.errors import GradexpError, RunError
+from gradexp.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_WRONG_INPUT,
+    GradexpError,
+    RunError,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-RUN_FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -27,10 +31,11 @@ def reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except GradexpError as error:
             typer.echo(str(error), err=True)
-            raise typer.Exit(RUN_FAILED if isinstance(error, RunError) else WRONG_INPUT) from None
+            code = EXIT_FAILED if isinstance(error, RunError) else EXIT_WRONG_INPUT
+            raise typer.Exit(code) from None
         except KeyboardInterrupt:
             typer.echo(f"\n{to_go_on()}", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return wrapped
 

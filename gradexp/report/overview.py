@@ -16,6 +16,7 @@ from gradexp.analysis import (
     Comparison,
     collect,
     compare,
+    counted,
     degradation,
     find_axes,
     into_cells,
@@ -26,7 +27,6 @@ from gradexp.analysis import (
 )
 from gradexp.records import RUNNING
 from gradexp.report.plan import missing_runs
-from gradexp.report.words import counted
 
 SCORES = ("test_accuracy", "train_accuracy")  # what decides which cell is best, the first there is
 

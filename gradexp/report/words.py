@@ -7,11 +7,6 @@ import math
 MISSING = "-"
 
 
-def counted(count: int, word: str) -> str:
-    """A count and its word: `1 run`, `2 runs`."""
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
-
-
 def number(value: float) -> str:
     """Three significant digits; `nan` and `inf` show as what they are."""
     if not math.isfinite(value):

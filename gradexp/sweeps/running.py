@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from gradexp.analysis import judge_again
+from gradexp.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from gradexp.records import FAILED
 from gradexp.sweeps.directory import SweepDir
 from gradexp.sweeps.events import Began, Ended, Engine, Event, StopRequest
@@ -19,7 +20,6 @@ from gradexp.sweeps.table import RunTable, pending_of
 from gradexp.sweeps.view import View
 
 CHECKPOINT_SECONDS = 15.0
-DONE, RUN_FAILED, INTERRUPTED = 0, 1, 130
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class SweepOutcome:
     def exit_code(self) -> int:
         """0 done, 1 a cell failed, 130 interrupted."""
         if self.interrupted:
-            return INTERRUPTED
-        return RUN_FAILED if self.failures else DONE
+            return EXIT_INTERRUPTED
+        return EXIT_FAILED if self.failures else 0
 
 
 def run_sweep(

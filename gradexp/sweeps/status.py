@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from gradexp.analysis import counted
+from gradexp.errors import ConfigError
 from gradexp.records import FAILED, RUNNING, RunDir, is_locked
 from gradexp.sweeps.directory import SweepDir, read_csv
 from gradexp.sweeps.table import INTERRUPTED, PLANNED, STATES, Row, RunTable, mean_seconds, result_of
@@ -47,9 +49,11 @@ def status(path: Path, limits: Path | None = None) -> SweepStatus:
     Done runs are judged by the rules file `limits` where it is given.
 
     Raises:
-        ConfigError: the rules file is wrong.
+        ConfigError: there is no such directory, or the rules file is wrong.
         RunError: it is neither, or it cannot be read.
     """
+    if not path.is_dir():
+        raise ConfigError(f"{path}: no such directory; give a sweep or a run directory")
     if RunDir(path).manifest.is_file():
         return _of_run(RunDir(path), limits)
     sweep = SweepDir.open(path)
@@ -113,8 +117,7 @@ def summary_line(found: SweepStatus) -> str:
     """Counts in words, what is left, and how to go on."""
     counts = found.counts
     parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
-    cells = "1 cell" if len(found.rows) == 1 else f"{len(found.rows)} cells"
-    line = f"{cells}: {', '.join(parts)}"
+    line = f"{counted(len(found.rows), 'cell')}: {', '.join(parts)}"
     undone = sum(counts[state] for state in (PLANNED, RUNNING, INTERRUPTED))
     each = mean_seconds(found.rows)
     if undone and not math.isnan(each):

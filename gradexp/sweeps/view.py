@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from gradexp.analysis import counted
 from gradexp.sweeps.events import Began, Ended, Event, Lost, Moved
 from gradexp.sweeps.table import RunTable
 
@@ -44,7 +45,7 @@ class PlainView(View):
         """Say how many cells are to be carried out."""
         self._total, self._began = cells, time.monotonic()
         self._said_at = self._began
-        self.say(f"{cells} cells to run")
+        self.say(f"{counted(cells, 'cell')} to run")
 
     def told(self, event: Event, table: RunTable) -> None:
         """Say what went wrong; count what is done."""
