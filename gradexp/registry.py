@@ -35,6 +35,11 @@ class Option:
     type: Any
     default: Any
 
+    @property
+    def has_default(self) -> bool:
+        """Whether the option may be left out."""
+        return self.default is not inspect.Parameter.empty
+
 
 @dataclass(frozen=True)
 class Entry(Generic[F]):

@@ -87,7 +87,9 @@ def write_runs(path: Path, *runs: Row, **shared: Any) -> Path:
     return path
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, path: Path, folder: Path) -> dict[str, Any]:
+def drawn(
+    monkeypatch: pytest.MonkeyPatch, path: Path, folder: Path, **options: Any
+) -> dict[str, Any]:
     """Every figure of the runs below a path as it is handed to the converter, by its file."""
 
     def as_text(spec: dict[str, Any], **_: Any) -> str:
@@ -99,7 +101,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, path: Path, folder: Path) -> dict[str
     monkeypatch.setattr(vl_convert, "vegalite_to_svg", as_text)
     for name in ("vegalite_to_png", "vegalite_to_pdf"):
         monkeypatch.setattr(vl_convert, name, as_bytes)
-    make_report([path], figures=folder)
+    make_report([path], figures=folder, **options)
     found = sorted(folder.rglob("*.svg"))
     return {
         str(file.relative_to(folder).with_suffix("")): json.loads(file.read_text())

@@ -173,6 +173,23 @@ def test_imports_bring_parts_of_the_users_own(tmp_path: Path) -> None:
         ACTIVATIONS.remove("doubled_for_test")
 
 
+def test_an_option_without_a_default_must_be_given(tmp_path: Path) -> None:
+    parts = PARTS.format(name="needy").replace("factor: float = 2.0", "factor: float")
+    (tmp_path / "my_parts.py").write_text(parts)
+    config = load_config(
+        write(tmp_path, "imports: [my_parts.py]\n"), ["model.activation={name: needy, factor: 3}"]
+    )
+    assert settings(config)["model"]["activation"] == {"name": "needy", "factor": 3.0}
+    for said, told in (("needy", ": factor is missing"), ("{name: needy}", ".factor: is missing")):
+        text = f"imports: [my_parts.py]\nmodel: {{activation: {said}}}\n"
+        assert findings(tmp_path, text) == [f"{tmp_path}/config.yaml:2  model.activation{told}"]
+    schema = json_schema()
+    jsonschema.validate(settings(config), schema)
+    for incomplete in ({"name": "needy"}, "needy"):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"model": {"family": "mlp", "activation": incomplete}}, schema)
+
+
 def test_a_broken_import_is_a_config_error(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("1 / 0\n")
     assert "ZeroDivisionError" in findings(tmp_path, "imports: [broken.py]\n")[0]

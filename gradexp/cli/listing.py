@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, get_args, get_origin
 
 from rich.table import Table
@@ -59,7 +58,7 @@ def _about(entry: Entry[Any]) -> str:
 
 
 def _option(option: Option) -> str:
-    default = "" if option.default is inspect.Parameter.empty else f" = {_shown(option.default)}"
+    default = f" = {_shown(option.default)}" if option.has_default else ""
     return f"{option.name}: {_type(option.type)}{default}"
 
 

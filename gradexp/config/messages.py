@@ -64,6 +64,10 @@ def _sentence(finding: ErrorDetails, path: KeyPath, schema: dict[str, Any]) -> s
             allowed = [word.strip("' ") for word in context["expected_tags"].split(",")]
             word = str(context["tag"])
             return f"got '{word}'; allowed: {', '.join(allowed)}.{nearest(word, allowed)}"
+        case "missing" if path[-1:] != finding["loc"][-1:]:  # the part was given as its bare name
+            return f"{finding['loc'][-1]} is missing"
+        case "missing":
+            return "is missing"
         case "value_error":
             return str(context["error"])
         case _:

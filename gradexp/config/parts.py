@@ -93,7 +93,8 @@ def choice(
         return value
 
     form = BeforeValidator(normal_form)
-    names = tuple(word for entry in registry for word in _words(entry))
+    complete = [entry for entry in registry if all(each.has_default for each in entry.options)]
+    names = tuple(word for entry in complete for word in _words(entry))
     return Annotated[union, form, _BareName(names)] if short else Annotated[union, form]
 
 
@@ -110,7 +111,8 @@ def _tag(entry: Entry[Any], default: str) -> tuple[Any, Any]:
 
 def _entry_type(entry: Entry[Any], base: type[Base], fields: dict[str, Any]) -> type[Base]:
     options: dict[str, Any] = {
-        option.name: (option.type, option.default) for option in entry.options
+        option.name: (option.type, option.default if option.has_default else ...)
+        for option in entry.options
     }
     made: type[Base] = create_model(
         entry.name, __base__=base, __doc__=entry.help, **fields, **options

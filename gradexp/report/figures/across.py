@@ -148,7 +148,7 @@ def _profiles(place: Layout) -> list[Grid]:
         norms = [run.probes.pre_grad_norm[-1] for run in evidence_of_cell(cell) if len(run.probes)]
         if norms:
             layers = list(range(1, len(norms[0]) + 1))
-            positive = [np.where(np.isfinite(norm) & (norm > 0), norm, np.nan) for norm in norms]
+            positive = [np.where(norm > 0, norm, np.nan) for norm in norms]
             grids.append(grid({**_at(place, cell), "layer_index": layers}, **band_over(positive)))
     return grids
 

@@ -105,7 +105,8 @@ def dead() -> alt.FacetChart:
         )
         .properties(width=PANEL_WIDTH, height=PANEL_HEIGHT)
     )
-    by_layer = alt.Facet("layer:O", sort=None, title=None)
+    in_order = alt.EncodingSortField("index", op="min")  # of the net; `sort=None` is that of names
+    by_layer = alt.Facet("layer:O", sort=in_order, title=None)
     facets = panel.facet(facet=by_layer, columns=2, data=alt.NamedData("dead"))
     return facets.transform_fold(list(colors), as_=["event", "count"])
 

@@ -74,10 +74,13 @@ def _dead(runs: Sequence[Evidence]) -> list[Grid]:
     ever = np.nan_to_num(probes.dead).max(axis=0)
     worst = np.sort(np.argsort(-ever, kind="stable")[:MAX_DEAD_LAYERS])
     shown = [int(i) for i in worst if ever[i] > 0]
+    if not shown:
+        return []
     axes: Axes = {"step": _whole(probes.step), "layer": [layers.layer[i] for i in shown]}
     born = np.broadcast_to(probes.dead[0], probes.dead.shape)
     counts = {"born dead": born, "died since": probes.died, "revived": -probes.revived}
-    return [grid(axes, **{k: v[:, shown] for k, v in counts.items()})] if shown else []
+    values = {name: count[:, shown] for name, count in counts.items()}
+    return [grid(axes, index=np.broadcast_to(shown, born[:, shown].shape), **values)]
 
 
 def _updates(runs: Sequence[Evidence]) -> list[Grid]:
@@ -112,8 +115,9 @@ def _same(steps: Sequence[Array], runs: Sequence[Evidence]) -> list[Evidence]:
 
 
 def band(arrays: Sequence[Array]) -> dict[str, Array]:
-    """Median, lowest and highest over the first axis; nan where there is no value."""
+    """Median, lowest and highest of what is finite over the first axis; nan where nothing is."""
     stack = np.stack(arrays)
+    stack = np.where(np.isfinite(stack), stack, np.nan)
     known = ~np.isnan(stack).all(axis=0)
     band = {}
     for name, reduce in (("median", np.nanmedian), ("low", np.nanmin), ("high", np.nanmax)):
