@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from gradexp.cli.listing import all_registries
 from gradexp.config import load_config
@@ -143,3 +144,11 @@ def parts_go_with_their_test(known_parts: dict[str, set[str]]) -> Iterator[None]
             registry.remove(name)
     for name in [name for name in sys.modules if name.startswith(MODULES)]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """This process is the only one of a group, for nets that are spread over processes."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

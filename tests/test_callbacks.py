@@ -110,12 +110,15 @@ def lightning_kind() -> type[Any]:
             return F.cross_entropy(self(batch[0]), batch[1])
 
         def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
-            self.log("loss", F.cross_entropy(self(batch[0]), batch[1]))
+            self.log("loss", F.cross_entropy(self(batch[0]), batch[1]), sync_dist=True)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     return Classifier
+
+
+SPREAD = {"strategy": "ddp", "devices": 1, "use_distributed_sampler": False}
 
 
 def fit(module: Any, folder: Path, callback: Any = None, batches: int = STEPS, **more: Any) -> Any:
@@ -257,6 +260,32 @@ def test_what_lightning_cannot_watch_is_refused_before_it_trains(tmp_path: Path)
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="probe= needs loss="):
         lightning_callback(tmp_path, probe=examples(4))
+
+
+@pytest.mark.usefixtures("process_group")
+def test_a_module_that_is_spread_over_processes_is_probed(tmp_path: Path) -> None:
+    check_spread(lightning_callback(tmp_path, **probing()), tmp_path)
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("probed", [True, False])
+def test_where_spread_modules_must_be_called_as_they_are_a_part_is_named(
+    tmp_path: Path, *, probed: bool
+) -> None:
+    """What spreads them calls them with what a step takes: no layers, nothing to replay."""
+    settings = probing(stop_on_nonfinite=True) if probed else {}
+    whole = lightning_callback(tmp_path, **settings)
+    with pytest.raises(ConfigError, match="DDPStrategy does not call Classifier as it is"):
+        fit(lightning_kind()(), tmp_path, whole, **SPREAD)
+    assert not (tmp_path / "run").exists()
+    check_spread(lightning_callback(tmp_path, module="net", **settings), tmp_path)
+
+
+def check_spread(callback: Any, folder: Path) -> None:
+    fit(lightning_kind()(), folder, callback, **SPREAD)
+    _, gradients = plain_loop(1)
+    found = list(callback.watch.run.read("gradients")["grad_norm"])
+    assert found == pytest.approx(flat(gradients), rel=1e-5)
 
 
 def test_an_error_in_lightnings_training_is_left_on_record(tmp_path: Path) -> None:

@@ -335,6 +335,41 @@ def test_a_weight_without_gradient_has_norm_0() -> None:
     assert (values.layers[0, WEIGHT] > 0).all()
 
 
+def test_what_is_trained_goes_back_to_where_it_was(keeper: Keeper) -> None:
+    net = Net()
+    parameters = keeper(net)
+    before = [one.clone() for one in parameters.state()]
+    with torch.no_grad():
+        for one in net.parameters():
+            one.add_(1.0)
+    changed = [one.clone() for one in net.parameters()]
+    parameters.load(before)
+    for now, moved in zip(net.parameters(), changed, strict=True):
+        assert torch.allclose(now, moved - 1.0, atol=1e-6)
+
+
+def test_what_has_no_gradient_is_passed_over() -> None:
+    net = Net()
+    parameters = kept_apart(net)
+    set_gradients(net, 3.0, 4.0, -12.0, 84.0)
+    net.first.weight.grad = None
+    assert [float(one.abs().sum()) for one in parameters.gradients()] == [12.0, 84.0, 4.0]
+    parameters.clear()
+    assert net.first.weight.grad is None
+    assert [float(one.abs().sum()) for one in parameters.gradients()] == [0.0, 0.0, 0.0]
+
+
+def test_double_precision_stays_where_some_have_no_gradient() -> None:
+    net = Net().double()
+    probe = StepProbe(net.layers(), kept_apart(net))
+    set_gradients(net, 1.0, 1e-9, 1e-9, 1e-9)
+    net.gain.grad = None
+    assert net.first.weight.grad is not None
+    net.first.weight.grad.view(-1)[0] = 1 + 1e-12
+    one_step(probe)
+    assert probe.take().layers[0, GRAD, 0] == pytest.approx(1 + 1e-12, rel=1e-14)
+
+
 def test_a_shared_weight_counts_once_in_the_total() -> None:
     net = Net()
     layers = [observed("one", (net.first.weight,)), observed("two", (net.first.weight,))]

@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -340,13 +339,6 @@ def test_a_compiled_model_is_watched(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(run.read("signal"), plain.read("signal"))
 
 
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.usefixtures("process_group")
 def test_a_net_spread_over_processes_is_watched_on_one(tmp_path: Path) -> None:
     net = a_net()
@@ -410,6 +402,21 @@ def test_probe_examples_go_through_the_net_in_batches_of_the_loop(tmp_path: Path
     run, _ = train(net, tmp_path / "run", probe=batches(1, 50, seed=5)[0], loss=F.cross_entropy)
     assert max(seen) == 8
     assert run.read_summary()["probe_examples"] == 50
+
+
+def test_a_module_that_is_only_looked_at_needs_no_call(tmp_path: Path) -> None:
+    """How it begins is seen without any step, and once: the look's own calls are not the loop's."""
+    with watch(a_net(), out=tmp_path / "still", **probing()) as watched:
+        pass
+    trained, _ = train(a_net(), tmp_path / "trained", **probing())
+    signal = trained.read("signal")
+    pd.testing.assert_frame_equal(watched.run.read("signal"), signal[signal["step"] == 0])
+    pd.testing.assert_frame_equal(watched.run.read("layers"), trained.read("layers"))
+    assert len(watched.run.read("steps")) == 0
+    assert watched.run.read_manifest()["outcome"].startswith("watched 0 steps")
+    assert {path.name for path in watched.run.path.iterdir()} <= {
+        path.name for path in trained.path.iterdir()
+    }
 
 
 def test_the_diagnosis_says_what_the_report_says(tmp_path: Path) -> None:
