@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -28,10 +29,9 @@ from typing import Any, TypeVar, cast
 
 import pytest
 
-# Not copied: environments, caches and what the program has made.
-IGNORED = shutil.ignore_patterns(
-    ".*", "__pycache__", "*.egg-info", "runs", "sweeps", "build", "dist"
-)
+# Not copied: environments and caches, and beside the package what the program has made.
+IGNORED = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info")
+MADE = {"runs", "sweeps", "build", "dist"}
 TEST = "MUTATE_TEST"  # In a process that a test starts: the test's name.
 COPY = "MUTATE_COPY"  # In every process of a run: the copy it runs on.
 PASSED, FAILED, TIMEOUT = "passed", "failed", "timeout"
@@ -80,6 +80,11 @@ class Test:
         return self.name.split("::")[0]
 
 
+def _ignored(root: Path, folder: str, names: list[str]) -> set[str]:
+    """What of a folder is not copied."""
+    return IGNORED(folder, names) | (MADE & set(names) if Path(folder) == root else set())
+
+
 class Copy:
     """A copy of the project in which one run at a time takes place."""
 
@@ -87,7 +92,7 @@ class Copy:
         self.project, self.folder = project, folder
         self.root = folder / "copy"
         self.scratch = folder / "t"
-        shutil.copytree(project.root, self.root, ignore=IGNORED)
+        shutil.copytree(project.root, self.root, ignore=partial(_ignored, project.root))
         self._original: Path | None = None
         self._changes = 0
 

@@ -20,6 +20,7 @@ from gradexp.errors import ConfigError, RunError
 from gradexp.records import TABLES, RunDir
 from gradexp.train import execute
 from tests.conftest import ROOT, Cli, StopAt, Train, real_data
+from tests.nets import run_of
 
 TIMING = {
     name: [column.name for column in table.columns if column.timing]
@@ -78,6 +79,23 @@ def test_another_seed_is_another_run(train: Train) -> None:
     first, second = train(), train("seed=1")
     assert first.path != second.path
     assert first.read("steps")["loss"][0] != second.read("steps")["loss"][0]
+
+
+def test_a_seed_means_the_same_run_in_every_release(tmp_path: Path) -> None:
+    """First weights, order of examples, augmentation, dropout, chosen examples: all are drawn."""
+    run = run_of(
+        tmp_path,
+        "seed=7",
+        "model={family: cnn, depth: 4, width: 4, stages: 1, dropout: 0.3, init: kaiming_normal}",
+        "data.augment=crop_flip",
+        "data.train_examples=32",
+        "train.steps=6",
+        "probe={every: 6, examples: 12}",
+    )
+    losses = [1.1685333, 1.1257892, 1.1004356, 1.1772442, 1.1184198, 1.2525581]
+    assert list(run.read("steps")["loss"]) == pytest.approx(losses, rel=1e-4)
+    first = run.read("signal").groupby("step")["pre_grad_norm"].first()
+    assert list(first) == pytest.approx([0.22477016, 0.15817216], rel=1e-4)
 
 
 def test_gradients_every_thins_the_same_rows(train: Train) -> None:

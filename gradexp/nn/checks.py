@@ -17,7 +17,7 @@ from gradexp.errors import ConfigError
 from gradexp.nn.activations import Activation
 
 REACH = 40.0  # how far from 0 the points lie, and
-SPACING = 0.01  # how near one another
+PER_UNIT = 100  # how many between two whole numbers
 FAR = (1e3, 1e6)
 STEEP_ENOUGH = 0.02
 BOUND = 1e3  # no bounded activation in use comes near it
@@ -58,9 +58,10 @@ def _points(facts: Activation) -> Tensor:
     """Rising points: a fine grid, far ones, and both sides of every declared place."""
     places = [*(facts.turns or ()), *(end for interval in facts.flat for end in interval)]
     finite = [place for place in places if abs(place) < REACH]
-    near = [place + side * SPACING / 10 for place in finite for side in (-1, 0, 1)]
+    near = [place + side / (10 * PER_UNIT) for place in finite for side in (-1, 0, 1)]
     far = [sign * distance for sign in (-1, 1) for distance in FAR]
-    grid = torch.arange(-REACH, REACH, SPACING, dtype=torch.float64)
+    end = int(REACH * PER_UNIT)
+    grid = torch.arange(-end, end + 1, dtype=torch.float64) / PER_UNIT
     return torch.cat((grid, torch.tensor([*near, *far], dtype=torch.float64))).sort().values
 
 
@@ -116,4 +117,3 @@ def _wrong_turns(points: Tensor, values: Tensor, turns: tuple[float, ...] | None
                 f"both rises and falls between {low:g} and {high:g}: `turns` must name every "
                 "place where it turns, or be None"
             )
-            return
