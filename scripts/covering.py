@@ -139,6 +139,8 @@ class Copy:
         )
         if not Path(found.stdout.strip()).is_relative_to(self.root):
             raise RuntimeError(f"the package is imported from {found.stdout.strip()}")
+        if Project(self.root, self.project.package).sources() != self.project.sources():
+            raise RuntimeError("the copy lacks a module of the package")
 
     def clean(self) -> None:
         """End what still runs here, remove what tests wrote, and undo a change."""
