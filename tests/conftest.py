@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gradexp.imports import MODULES
 from gradexp.records import RunDir
 from gradexp.train import Observer, Progress, execute
 from tests import sweeps
+from tests.clocks import Clock
 from tests.forking import fork_instead
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +118,15 @@ def unheard_signals_fail() -> Iterator[None]:
     yield
     for each, handler in before.items():
         signal.signal(each, handler)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The program's clock, for what it measures, waits for and draws."""
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
 
 
 class StopAt(Observer):

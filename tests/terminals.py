@@ -1,6 +1,6 @@
 """The program called in this process, and terminals that live in memory and show what was drawn.
 
-Live displays draw here when a test asks for it, never by the clock; and clocks stand still.
+Live displays draw here when a test asks for it, never by the clock.
 """
 
 from __future__ import annotations
@@ -191,20 +191,3 @@ def displays(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Live]]:
 def terminal(displays: list[Live]) -> Terminal:
     """A terminal in memory, of 100 columns and 30 lines."""
     return Terminal(displays)
-
-
-class Clock:
-    """A clock that moves only when it is told to."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """For the program, and for what is drawn on a terminal in memory."""
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", clock)
-    return clock

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from gradexp.records import RunDir
 from gradexp.train import EpochEnd, Observer, Progress, Start, execute
 from gradexp.train.learner import Learner
+from tests.clocks import Clock
 from tests.conftest import StopAt
 from tests.nets import config_of, run_of
 
@@ -164,22 +164,10 @@ def test_looking_only_changes_nothing(tmp_path: Path, norm: str) -> None:
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-class Clock:
-    """Time that passes only in what it is told about."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_evaluation_and_probes_are_no_part_of_a_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step takes 1 s, a probe 100 s, an evaluation 10,000 s."""
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
     step, evaluate = Learner.step, Learner.evaluate
 
     def slow_step(learner: Learner, *arguments: Any) -> None:

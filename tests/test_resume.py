@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from gradexp.errors import RunError
 from gradexp.records import RunDir
 from gradexp.train import EpochEnd, Observer, Progress, execute, run_dir
 from gradexp.train.checkpoint import Checkpoints, load
+from tests.clocks import Clock
 from tests.conftest import ROOT, StopAt
 from tests.nets import config_of
 from tests.torn import (
@@ -274,19 +274,8 @@ def test_a_checkpoint_goes_when_the_end_is_on_record(tmp_path: Path, half: RunDi
 # --- how often -----------------------------------------------------------------------------------
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_a_checkpoint_is_due_after_so_many_seconds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", clock)
+def test_a_checkpoint_is_due_after_so_many_seconds(tmp_path: Path, clock: Clock) -> None:
+    clock.now = 100.0
     checkpoints = Checkpoints(RunDir(tmp_path), 15.0)
     for now, due in ((100.0, False), (114.9, False), (115.0, True), (120.0, True)):
         clock.now = now
@@ -310,14 +299,13 @@ def test_a_checkpoint_is_due_after_so_many_seconds(
 )
 def test_a_checkpoint_is_made_every_15_seconds_unless_asked_otherwise(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
     portion: float,
     options: dict[str, float],
     saved: int,
 ) -> None:
     """The run works in four portions: they begin at 0, 4, 8 and 12 steps."""
-    clock = Clock()
-    monkeypatch.setattr(time, "monotonic", clock)
+    clock.now = 0.0
 
     class Slow(Observer):
         def progressed(self, _progress: Progress) -> None:

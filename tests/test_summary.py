@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from gradexp.recorder import Life, environment
 from gradexp.records import RunDir
 from gradexp.train import Observer, execute, run_dir
 from gradexp.train.learner import Learner
+from tests.clocks import Clock
 from tests.conftest import StopAt
 from tests.nets import config_of, run_of
 
@@ -25,21 +25,6 @@ NET = ("model={family: mlp, depth: 2, width: 5}", "train={epochs: 2}")
 
 
 # --- the manifest --------------------------------------------------------------------------------
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(time, "monotonic", made)
-    return made
 
 
 def test_a_life_is_on_record_from_its_first_moment(tmp_path: Path, clock: Clock) -> None:

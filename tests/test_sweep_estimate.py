@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from gradexp.errors import DataError, RunError
 from gradexp.sweeps import Plan, plan_sweep, trial
 from gradexp.sweeps.estimate import Cost, Estimate, estimate
 from gradexp.train import EpochEnd, Observer, Progress, Start
+from tests.clocks import Clock
 
 BASE = """
 name: tiny
@@ -26,23 +26,6 @@ model: {family: mlp, depth: 2, width: 4}
 train: {steps: 100}
 """
 EXAMPLES = 40
-
-
-@dataclass
-class Clock:
-    """A clock that moves only when it is told to."""
-
-    now: float = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
-    return clock
 
 
 def plan_of(folder: Path, *grid: str, overrides: Sequence[str] = ()) -> Plan:

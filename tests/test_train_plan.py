@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from gradexp.train import Observer, Progress, execute
 from gradexp.train.device import make_repeatable, pick
 from gradexp.train.learner import Learner
 from gradexp.train.plan import timetable
+from tests.clocks import Clock
 from tests.nets import config_of, run_of
 
 NET = ("model={family: mlp, depth: 1, width: 3}", "data.batch_size=8")  # 40 examples: 5 an epoch
@@ -124,23 +124,6 @@ class Portions(Observer):
         return [one.step for one in self.told]
 
 
-class Clock:
-    """Time that passes only where it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(time, "perf_counter", made)
-    return made
-
-
 def slowed(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: float) -> None:
     step = Learner.step
 
@@ -155,7 +138,7 @@ def test_quick_steps_are_told_256_at_a_time(tmp_path: Path, clock: Clock) -> Non
     portions = Portions()
     config = config_of(*NET, "train.steps=600", "probe.every=300")
     run = execute(config, tmp_path, observer=portions).run
-    assert clock.now == 0.0
+    assert clock.now == Clock.now
     assert portions.steps == [256, 300, 556, 600]  # a probe ends one too
     assert run.read("steps")["step"].tolist() == list(range(600))
 
@@ -183,7 +166,7 @@ def test_a_step_that_is_only_looked_at_takes_its_time_too(
         look(learner)
         clock.now += 3.0
 
-    clock.now = 100.0
+    clock.now += 100.0
     monkeypatch.setattr(Learner, "observe_only", slow)
     run = run_of(tmp_path, *NET, "train={steps: 0}")
     assert run.read("steps")["step_seconds"].tolist() == [3.0]

@@ -20,9 +20,10 @@ from gradexp.sweeps import Cell, SweepStatus, View, plan_sweep, sweep_view
 from gradexp.sweeps.events import Began, Ended, Lost, Moved, Waiting
 from gradexp.sweeps.view import duration
 from gradexp.train import EpochEnd, Observer, Progress, Start
-from tests.terminals import Clock, Terminal, call, clock, displays, terminal
+from tests.clocks import Clock
+from tests.terminals import Terminal, call, displays, terminal
 
-__all__ = ["clock", "displays", "terminal"]
+__all__ = ["displays", "terminal"]
 
 WHY = "[b]no memory[/b] " * 12 + "at all"  # longer than any line, and no markup
 TABLE: Any = SimpleNamespace(rows={})
