@@ -96,6 +96,27 @@ def test_an_interrupted_one_goes_on_as_if_nothing_had_been(tmp_path: Path) -> No
         assert ours == theirs, table
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+def test_a_frozen_layer_keeps_still_whatever_is_asked_of_weights(
+    tmp_path: Path, optimizer: str
+) -> None:
+    def frozen(shape: tuple[int, ...], classes: int) -> nn.Module:
+        module = Plain(shape[0] * shape[1] * shape[2], 7, classes)
+        module.second.requires_grad_(False)
+        return module
+
+    MODELS.register("frozen_for_test")(lambda: frozen)
+    decayed = {"steps": 6, "optimizer": optimizer, "weight_decay": 0.5, "l1": 0.1}
+    run = gradexp.run(config(family="frozen_for_test") | {"train": decayed}, out=tmp_path)
+    moved = run.gradients.groupby("layer")["update_norm"].max()
+    assert moved["second"] == 0.0
+    assert moved["first"] > 0.0
+    assert moved["out"] > 0.0
+    norms = run.gradients.groupby("layer")["weight_norm"].nunique()
+    assert norms["second"] == 1
+    assert run.gradients.query("layer == 'second'")["grad_norm"].isna().all()
+
+
 @pytest.mark.usefixtures("plain")
 def test_its_own_init_hangs_on_the_seed() -> None:
     first, again, other = (
