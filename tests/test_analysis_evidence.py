@@ -49,9 +49,13 @@ def test_decay_ignores_outlying_layers_and_exact_zeros() -> None:
 @settings(deadline=None)
 @given(NORMS)
 def test_largest_fall_and_rise_agree_with_looking_at_every_pair(norms: np.ndarray) -> None:
+    """A layer has at least what passes it: the highest of both sides, of which the lower counts."""
     depth = over_depth(norms)
-    log = np.log10(norms)
-    pairs = [(i, j) for i in range(log.shape[1]) for j in range(i, log.shape[1])]
+    layers = range(norms.shape[1])
+    log = [
+        [min(max(row[: i + 1]), max(row[i:])) for i in layers] for row in np.log10(norms).tolist()
+    ]
+    pairs = [(i, j) for i in layers for j in layers[i:]]
     assert depth.drop == pytest.approx([max(row[j] - row[i] for i, j in pairs) for row in log])
     assert depth.rise == pytest.approx([max(row[i] - row[j] for i, j in pairs) for row in log])
 

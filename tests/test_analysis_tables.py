@@ -477,16 +477,26 @@ def test_fewer_than_two_norms_have_no_decay(norms: list[float]) -> None:
 
 
 def test_where_the_gradient_falls_and_rises() -> None:
-    # In decades from the input: it rises by 3 from the second to the first layer, falls by 6 from
-    # the fifth to the second; zeros are passed over.
-    norms = 10.0 ** np.array([[0.0, -3, -1, 2, 3, -1], [3.0, 2, 1, 0, -1, -2]])
+    # In decades from the input: back from the fifth layer it falls by 3 to the first; zeros are
+    # passed over.
+    norms = 10.0 ** np.array([[0.0, 0.5, 1, 2, 3, -1], [3.0, 2, 1, 0, -1, -2]])
     norms[1, 2] = 0
     depth = over_depth(norms)
-    assert depth.drop == pytest.approx([6, 0])
-    assert (depth.drop_from[0], depth.drop_to[0]) == (4, 1)
+    assert depth.drop == pytest.approx([3, 0])
+    assert (depth.drop_from[0], depth.drop_to[0]) == (4, 0)
     assert depth.rise == pytest.approx([4, 5])
     assert (depth.rise_from.tolist(), depth.rise_to.tolist()) == ([5, 5], [4, 0])
     assert depth.zero_layers.tolist() == [0, 1]
+
+
+def test_a_dip_on_the_way_is_neither_a_fall_nor_a_rise() -> None:
+    """Queries and keys get little, but what lies nearer the input does not."""
+    norms = 10.0 ** np.array([[0.0, -4, -4, -1, -4, -4, -1, 0], [-2.0, -6, -3, -6, -1, -9, -1, 0]])
+    depth = over_depth(norms)
+    assert depth.drop == pytest.approx([0, 2])
+    assert depth.rise == pytest.approx([0, 0])
+    # The first layers lie at the value to which the dip is filled: there the fall has ended.
+    assert (depth.drop_from[1], depth.drop_to[1]) == (7, 0)
 
 
 def test_layers_without_a_gradient_are_counted() -> None:

@@ -62,8 +62,9 @@ def over_depth(norms: Array, measured: npt.NDArray[np.bool_] | None = None) -> D
     """
     log = _log10(norms)
     log[~np.isfinite(norms if measured is None else norms[:, measured]).all(axis=1)] = np.nan
-    drop, drop_from, drop_to = _largest_fall(log)
-    rise, rise_from, rise_to = _largest_fall(-log)
+    passed = _passed_on(log)
+    drop, drop_from, drop_to = _largest_fall(passed)
+    rise, rise_from, rise_to = _largest_fall(-passed)
     zero_layers = (norms == 0).sum(axis=1).astype(np.float64)
     return Depth(
         decay_per_layer(norms), drop, drop_from, drop_to, rise, rise_from, rise_to, zero_layers
@@ -74,6 +75,18 @@ def _log10(norms: Array) -> Array:
     """log10, with nan for what is not finite or not positive."""
     usable = np.isfinite(norms) & (norms > 0)
     return np.log10(norms, out=np.full(norms.shape, np.nan), where=usable)
+
+
+def _passed_on(log: Array) -> Array:
+    """The profile with its dips filled, to the lower of the highest values on both sides.
+
+    What is small here and larger again nearer the input came there another way: past a branch
+    whose output only weighs what others pass on, as queries and keys do.
+    """
+    known = np.where(np.isnan(log), -np.inf, log)
+    later = np.maximum.accumulate(known[:, ::-1], axis=1)[:, ::-1]
+    earlier = np.maximum.accumulate(known, axis=1)
+    return np.where(np.isnan(log), np.nan, np.minimum(later, earlier))
 
 
 def _largest_fall(log: Array) -> tuple[Array, Array, Array]:
