@@ -364,6 +364,25 @@ def test_an_exploding_run_that_is_not_finite_says_so_under_both_names(tmp_path: 
     assert found["exploding"].level == "critical"
 
 
+def test_where_accuracy_was_not_recorded_the_loss_says_how_far_it_came(tmp_path: Path) -> None:
+    losses = [2.0] * 20 + [0.5] * 20
+    columns = {"steps.accuracy": [math.nan] * 40, "steps.loss": losses}
+    found = verdicts(tmp_path / "told", steps=40, columns=columns)[HEALTHY]
+    assert found.finding == "No rule raised an alarm; training removed 75 % of its first loss."
+    assert (found.figure, found.unit) == (0.75, "of the first loss")
+    columns = {"steps.accuracy": [math.nan] * 3, "steps.loss": losses[:3]}
+    found = verdicts(tmp_path / "too short to say", steps=3, columns=columns)[HEALTHY]
+    assert found.finding == "No rule raised an alarm in 3 steps."
+    assert math.isnan(found.figure)
+
+
+def test_a_verdict_names_whole_steps(tmp_path: Path) -> None:
+    """Three quarters of 30 steps are 22."""
+    found = verdicts(tmp_path, steps=30, columns={"steps.loss": [2.0] * 20 + [9.0] * 10})
+    assert found["diverged"].steps == (22, 30)
+    assert all(type(step) is int for verdict in found.values() for step in verdict.steps)
+
+
 def test_a_run_that_was_only_observed_has_no_skill_to_speak_of(tmp_path: Path) -> None:
     found = verdicts(tmp_path, steps=0, probes=1)[HEALTHY]
     assert found.finding == "No rule raised an alarm at initialization."

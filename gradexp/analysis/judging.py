@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from gradexp.analysis.cache import evidence_of
 from gradexp.analysis.evidence import Evidence
 from gradexp.analysis.learning import learning
 from gradexp.analysis.rules import RULES, Rule
 from gradexp.analysis.rules_file import rules_of
-from gradexp.analysis.verdicts import HEALTHY, Verdict, worst_first
+from gradexp.analysis.verdicts import HEALTHY, Verdict, counted, worst_first
 from gradexp.records import RunDir
 
 # A sign, and what is not said beside it, since it follows from it.
@@ -43,7 +45,7 @@ def judge_evidence(evidence: Evidence, rules: Sequence[Rule] | None = None) -> l
 
 def _healthy(evidence: Evidence) -> Verdict:
     reached = learning(evidence)
-    observed = evidence.totals.steps == 0
+    by_loss = np.isnan(evidence.totals.train_accuracy)
     return Verdict(
         name=HEALTHY,
         level="note",
@@ -51,10 +53,17 @@ def _healthy(evidence: Evidence) -> Verdict:
         steps=(0, evidence.totals.steps),
         figure=reached.skill,
         limit=0.0,
-        unit="of the way from chance to perfect accuracy",
-        finding="No rule raised an alarm at initialization."
-        if observed
-        else f"No rule raised an alarm; training came {100 * reached.skill:.0f} % of the way from "
-        "chance to perfect accuracy.",
+        unit="of the first loss" if by_loss else "of the way from chance to perfect accuracy",
+        finding=f"No rule raised an alarm{_how_far(evidence, reached.skill)}.",
         advice="Nothing to do.",
     )
+
+
+def _how_far(evidence: Evidence, skill: float) -> str:
+    if evidence.totals.steps == 0:
+        return " at initialization"
+    if np.isnan(skill):
+        return f" in {counted(evidence.totals.steps, 'step')}"
+    if np.isnan(evidence.totals.train_accuracy):
+        return f"; training removed {100 * skill:.0f} % of its first loss"
+    return f"; training came {100 * skill:.0f} % of the way from chance to perfect accuracy"
