@@ -703,3 +703,19 @@ def test_facts_are_shared_by_layers_of_one_activation() -> None:
     net = nn.Sequential(*(part for _ in range(3) for part in (nn.Linear(4, 4), nn.ReLU())))
     layers: list[Observed] = find_layers(net, rows())
     assert len({id(layer.facts) for layer in layers}) == 1
+
+
+class Off(nn.Module):
+    """A part that somebody has switched off."""
+
+    def forward(self, pre: Tensor) -> Tensor:
+        return pre
+
+
+def test_a_module_that_gives_back_its_input_is_no_norm() -> None:
+    net = nn.Sequential(nn.Linear(4, 5), Off(), nn.ReLU(), nn.Linear(5, 3), Off())
+    layers = find_layers(net, torch.randn(6, 4))
+    assert [(layer.name, layer.norm, layer.activation) for layer in layers] == [
+        ("0", "none", "relu"),
+        ("3", "none", "none"),
+    ]

@@ -511,8 +511,12 @@ def test_gradients_have_a_panel_a_row_and_a_line_a_column(figures: Figures) -> N
             depths = [told(mark)["depth"] for mark in marks(panel, kind)]
             assert depths == (["4"] * 4 if row == ODD else ["4"] * 4 + ["12"] * 12)
         of_depth |= {told(mark)["depth"]: mark["stroke"] for mark in marks(panel, "line")}
+        assert {point["size"] for point in marks(panel, "symbol")} == {15}
+        assert len(marks(panel, "symbol")) == len(marks(panel, "line"))
     assert texts(picture, "legend-label") == ["4", "12"]
     assert texts(picture, "legend-title") == ["depth"]
+    headings = [item for item in parts(picture, role="title-text") if item["text"] in by_row]
+    assert {(head["fontSize"], head["fill"]) for head in headings} == {(12, "#1a1a1a")}
     symbols = [symbol["fill"] for symbol in parts(picture, role="legend-symbol")]
     assert symbols == [of_depth["4"], of_depth["12"]]
 

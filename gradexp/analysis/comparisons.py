@@ -105,7 +105,7 @@ def degradation(
 
 def holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """The same comparisons, with p adjusted for their number (Holm 1979)."""
-    order = np.argsort([comparison.p for comparison in comparisons], kind="stable")
+    order = np.argsort([comparison.p for comparison in comparisons])
     adjusted = [1.0] * len(comparisons)
     highest = 0.0
     for rank, at in enumerate(order):
