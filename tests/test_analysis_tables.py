@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gradexp.analysis import QUANTITIES, QUANTITY, Evidence, evidence_of
 from gradexp.analysis.decay import decay_per_layer, over_depth
-from gradexp.analysis.evidence import NonFinite, thin
+from gradexp.analysis.evidence import FirstNonFinite, thin
 from gradexp.analysis.learning import learning
 from gradexp.records import RunDir
 from tests.fabricated_runs import Fabricated
@@ -301,14 +301,14 @@ def test_layers_that_the_layer_table_does_not_have_are_left_out(tmp_path: Path) 
 
 # What becomes non-finite within one step, in the order in which it spreads; the layers that show it
 # and the one that is blamed: nearest the input for what goes forward, the output for what returns.
-SPREAD: tuple[tuple[str, tuple[int, ...], NonFinite], ...] = (
-    ("gradients.weight_norm", (3, 4), NonFinite(0, "hidden.3", "weight")),
-    ("signal.pre_std", (2, 4), NonFinite(0, "hidden.2", "activation")),
-    ("signal.post_std", (4, 5), NonFinite(0, "hidden.4", "activation")),
-    ("steps.loss", (), NonFinite(0, "", "loss")),
-    ("signal.pre_grad_norm", (1, 5), NonFinite(0, "hidden.5", "gradient")),
-    ("gradients.grad_norm", (1, 3), NonFinite(0, "hidden.3", "gradient")),
-    ("steps.grad_norm", (), NonFinite(0, "", "gradient")),
+SPREAD: tuple[tuple[str, tuple[int, ...], FirstNonFinite], ...] = (
+    ("gradients.weight_norm", (3, 4), FirstNonFinite(0, "hidden.3", "weight")),
+    ("signal.pre_std", (2, 4), FirstNonFinite(0, "hidden.2", "activation")),
+    ("signal.post_std", (4, 5), FirstNonFinite(0, "hidden.4", "activation")),
+    ("steps.loss", (), FirstNonFinite(0, "", "loss")),
+    ("signal.pre_grad_norm", (1, 5), FirstNonFinite(0, "hidden.5", "gradient")),
+    ("gradients.grad_norm", (1, 3), FirstNonFinite(0, "hidden.3", "gradient")),
+    ("steps.grad_norm", (), FirstNonFinite(0, "", "gradient")),
 )
 
 
@@ -320,7 +320,7 @@ def broken(column: str, layers: tuple[int, ...], step: int, bad: float) -> dict[
     return {column: np.where(shown, bad, 1.0)}
 
 
-def first_bad(path: Path, columns: dict[str, Any]) -> NonFinite | None:
+def first_bad(path: Path, columns: dict[str, Any]) -> FirstNonFinite | None:
     run = Fabricated(steps=10, probes=10, columns=columns)
     run.columns |= {"signal.step": np.arange(10)[:, None], "units.step": np.arange(10)[:, None]}
     written = run.write(path)
@@ -343,7 +343,7 @@ def test_what_came_earlier_is_blamed_whatever_it_is(tmp_path: Path, at: int, bad
     for column, layers, _ in SPREAD[:at]:
         columns |= broken(column, layers, 4, bad)
     found = SPREAD[at][2]
-    assert first_bad(tmp_path / "run", columns) == NonFinite(3, found.layer, found.tensor)
+    assert first_bad(tmp_path / "run", columns) == FirstNonFinite(3, found.layer, found.tensor)
 
 
 @pytest.mark.parametrize(

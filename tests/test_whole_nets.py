@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import gradexp
 from gradexp.config import Source, load_config, resolve
 from gradexp.errors import ConfigError
-from gradexp.nn import MODELS, WholePlan
+from gradexp.nn import MODELS, WholeDesign
 from gradexp.registry import Count
 from gradexp.train import execute
 from gradexp.train.learner import build_module, build_network
@@ -41,7 +41,7 @@ class Plain(nn.Module):
 @pytest.fixture
 def plain() -> Iterator[None]:
     @MODELS.register("plain_for_test")
-    def plain_for_test(*, width: Count = 7) -> WholePlan:
+    def plain_for_test(*, width: Count = 7) -> WholeDesign:
         """A module of one's own."""
         return lambda shape, classes: Plain(shape[0] * shape[1] * shape[2], width, classes)
 

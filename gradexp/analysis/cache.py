@@ -18,9 +18,9 @@ from gradexp.analysis.decay import Depth
 from gradexp.analysis.evidence import (
     Curve,
     Evidence,
+    FirstNonFinite,
     Gradients,
     Layers,
-    NonFinite,
     Probes,
     Totals,
     gather,
@@ -102,7 +102,7 @@ def _decode(plain: dict[str, Any]) -> Evidence:
         _arrays(Gradients, plain["gradients"], depth),
         _arrays(Curve, plain["curve"], None),
         Totals(**totals),
-        NonFinite(**plain["non_finite"]) if plain["non_finite"] else None,
+        FirstNonFinite(**plain["non_finite"]) if plain["non_finite"] else None,
         {
             name: np.array(values, dtype=np.float64).reshape(len(plain["probes"]["step"]), depth)
             for name, values in plain["added"].items()

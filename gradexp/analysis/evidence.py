@@ -125,7 +125,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class NonFinite:
+class FirstNonFinite:
     """Where a nan or an infinity shows first; `layer` is empty for the loss."""
 
     step: int
@@ -146,7 +146,7 @@ class Evidence:
     gradients: Gradients
     curve: Curve
     totals: Totals
-    non_finite: NonFinite | None
+    non_finite: FirstNonFinite | None
     added: dict[str, Array]
 
 
@@ -299,7 +299,7 @@ def _growth(grad_norm: Array) -> tuple[float, int]:
     return float(finite.max()) / start, int(finite.argmax())
 
 
-def _non_finite(run: RunDir, tables: dict[str, Columns]) -> NonFinite | None:
+def _non_finite(run: RunDir, tables: dict[str, Columns]) -> FirstNonFinite | None:
     """The earliest non-finite figure; within one step in the order in which it would spread."""
     found = [
         _first_bad(tables[table], _bad_cells(run, table, column, tables), what, end)
@@ -334,15 +334,15 @@ def _measured(run: RunDir, signal: Columns, depth: int) -> npt.NDArray[np.bool_]
 
 def _first_bad(
     table: Columns, bad: npt.NDArray[np.bool_], tensor: str, end: int
-) -> NonFinite | None:
+) -> FirstNonFinite | None:
     if not bad.any():
         return None
     step = table["step"][bad].min()
     if "layer" not in table:
-        return NonFinite(int(step), "", tensor)
+        return FirstNonFinite(int(step), "", tensor)
     at_once = np.flatnonzero(bad & (table["step"] == step))
     by_layer = at_once[np.argsort(table["layer_index"][at_once])]
-    return NonFinite(int(step), str(table["layer"][by_layer[end]]), tensor)
+    return FirstNonFinite(int(step), str(table["layer"][by_layer[end]]), tensor)
 
 
 def thin(count: int, at_most: int) -> npt.NDArray[np.intp]:

@@ -3,7 +3,7 @@
 from gradexp.nn.activations import ACTIVATIONS, Activation
 from gradexp.nn.blueprint import BlockSpec, Blueprint, LayerSpec
 from gradexp.nn.inits import INITS, Fans, Init
-from gradexp.nn.models import MODELS, Plan, WholePlan, is_whole
+from gradexp.nn.models import MODELS, Design, WholeDesign, is_whole
 from gradexp.nn.norms import NORMS, Norm
 from gradexp.nn.residuals import RESIDUALS, Residual
 
@@ -16,12 +16,12 @@ __all__ = [
     "Activation",
     "BlockSpec",
     "Blueprint",
+    "Design",
     "Fans",
     "Init",
     "LayerSpec",
     "Norm",
-    "Plan",
     "Residual",
-    "WholePlan",
+    "WholeDesign",
     "is_whole",
 ]

@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from torch import nn
 
 Shape: TypeAlias = tuple[int, int, int]
-Plan: TypeAlias = Callable[[Shape, int, int], Blueprint]
+Design: TypeAlias = Callable[[Shape, int, int], Blueprint]
 """Called with the input shape (C, H, W), the classes and the span of shortcuts (0: none)."""
-WholePlan: TypeAlias = "Callable[[Shape, int], nn.Module]"
+WholeDesign: TypeAlias = "Callable[[Shape, int], nn.Module]"
 """Called with the input shape and the classes: a module of anybody's making, images to logits."""
 
-MODELS: Registry[Callable[..., Plan | WholePlan]] = Registry(
+MODELS: Registry[Callable[..., Design | WholeDesign]] = Registry(
     "model", "families of nets", product=Callable
 )
 
 
-def is_whole(plan: Plan | WholePlan) -> bool:
-    """Whether a plan makes a module as a whole: then it takes no span of shortcuts."""
-    return len(inspect.signature(plan).parameters) == 2  # noqa: PLR2004  shape and classes
+def is_whole(design: Design | WholeDesign) -> bool:
+    """Whether a design makes a module as a whole: then it takes no span of shortcuts."""
+    return len(inspect.signature(design).parameters) == 2  # noqa: PLR2004  shape and classes
 
 
 @MODELS.register("mlp")
-def mlp(*, depth: Count = 5, width: Count = 128) -> Plan:
+def mlp(*, depth: Count = 5, width: Count = 128) -> Design:
     """Fully connected: `depth` hidden layers of `width` units, then the readout."""
 
-    def plan(shape: Shape, classes: int, span: int) -> Blueprint:
+    def design(shape: Shape, classes: int, span: int) -> Blueprint:
         inputs = [math.prod(shape)] + [width] * (depth - 1)
         layers = [
             LayerSpec(f"hidden.{index}", "linear", size, width)
@@ -44,14 +44,14 @@ def mlp(*, depth: Count = 5, width: Count = 128) -> Plan:
         blocks = [BlockSpec((layers[0],)), *grouped(layers[1:], span)]
         return Blueprint(tuple(blocks), _readout(width, classes))
 
-    return plan
+    return design
 
 
 @MODELS.register("cnn", source="Simonyan & Zisserman 2015")
-def cnn(*, depth: Count = 6, width: Count = 32, stages: Count = 3) -> Plan:
+def cnn(*, depth: Count = 6, width: Count = 32, stages: Count = 3) -> Design:
     """Plain 3x3 convolutions in stages that halve the image by max-pooling and double the width."""
 
-    def plan(shape: Shape, classes: int, span: int) -> Blueprint:
+    def design(shape: Shape, classes: int, span: int) -> Blueprint:
         channels, blocks = shape[0], list[BlockSpec]()
         for stage, length in enumerate(staged(depth, stages, min(shape[1:]))):
             outputs = width * 2**stage
@@ -66,18 +66,18 @@ def cnn(*, depth: Count = 6, width: Count = 32, stages: Count = 3) -> Plan:
             channels = outputs
         return Blueprint(tuple(blocks), _readout(channels, classes))
 
-    return plan
+    return design
 
 
 @MODELS.register("mobilenet_v1", source="Howard et al. 2017")
-def mobilenet_v1(*, depth: Count = 6, width: Count = 32, stages: Count = 3) -> Plan:
+def mobilenet_v1(*, depth: Count = 6, width: Count = 32, stages: Count = 3) -> Design:
     """A 3x3 stem, then `depth` blocks of depthwise 3x3 and pointwise layers.
 
     The first block of each stage doubles the channels; of each stage but the first, halves the
     image. A shortcut goes around a block, whatever its span.
     """
 
-    def plan(shape: Shape, classes: int, span: int) -> Blueprint:
+    def design(shape: Shape, classes: int, span: int) -> Blueprint:
         blocks = [BlockSpec((LayerSpec("stem", "conv", shape[0], width),))]
         channels = width
         for stage, length in enumerate(staged(depth, stages, min(shape[1:]))):
@@ -88,7 +88,7 @@ def mobilenet_v1(*, depth: Count = 6, width: Count = 32, stages: Count = 3) -> P
                 channels = outputs
         return Blueprint(tuple(blocks), _readout(channels, classes))
 
-    return plan
+    return design
 
 
 def _separable(index: int, inputs: int, outputs: int, stride: int, span: int) -> BlockSpec:
@@ -100,7 +100,7 @@ def _separable(index: int, inputs: int, outputs: int, stride: int, span: int) ->
 
 
 @MODELS.register("torchvision", source="torchvision.models")
-def torchvision(*, name: str = "resnet18") -> WholePlan:
+def torchvision(*, name: str = "resnet18") -> WholeDesign:
     """A classification net of torchvision, for the data's shape and classes, not pretrained.
 
     The first convolution takes as many channels as the images have. Its own init, activations and
@@ -115,12 +115,12 @@ def torchvision(*, name: str = "resnet18") -> WholePlan:
             f"mobilenet_v2 and {len(names) - 3} others.{nearest(name, names)}"
         )
 
-    def plan(shape: Shape, classes: int) -> nn.Module:
+    def design(shape: Shape, classes: int) -> nn.Module:
         own = {"init_weights": True} if name in {"googlenet", "inception_v3"} else {}
         module: nn.Module = models.get_model(name, weights=None, num_classes=classes, **own)
         return _for_channels(module, shape[0])
 
-    return plan
+    return design
 
 
 def _for_channels(module: nn.Module, channels: int) -> nn.Module:

@@ -18,7 +18,7 @@ from gradexp.probes.following import tensors_of
 from gradexp.probes.looking import Row, called
 from gradexp.probes.steps import PER_LAYER, SCALARS, StepValues
 
-Kind = Literal["weight", "activation", "loss", "gradient"]
+TensorKind = Literal["weight", "activation", "loss", "gradient"]
 TOTAL = SCALARS.index("grad_norm")
 GRAD, WEIGHT = PER_LAYER.index("grad_norm"), PER_LAYER.index("weight_norm")
 ACTIVATION = ("pre_mean", "pre_std", "post_mean", "post_std")  # columns of `signal.csv`
@@ -32,7 +32,7 @@ class NonFinite:
     """
 
     step: int
-    tensor: Kind
+    tensor: TensorKind
     layer: str | None
     layer_index: int | None
     operation: str | None = None
@@ -156,14 +156,14 @@ def _by_layers(layers: list[Observed], activations: list[bool], step: int) -> No
     """The first layer with a parameter, else with an activation, that is not finite."""
     names = [layer.name for layer in layers]
     weights = [all(_finite(one) for one in layer.tensors) for layer in layers]
-    checks: list[tuple[Kind, list[bool]]] = [("weight", weights), ("activation", activations)]
+    checks: list[tuple[TensorKind, list[bool]]] = [("weight", weights), ("activation", activations)]
     for kind, finite in checks:
         if not all(finite):
             return _found(step, kind, finite.index(False), names)
     return None
 
 
-def _found(step: int, kind: Kind, index: int, names: list[str]) -> NonFinite:
+def _found(step: int, kind: TensorKind, index: int, names: list[str]) -> NonFinite:
     return NonFinite(step, kind, names[index], index + 1)
 
 

@@ -19,7 +19,7 @@ from gradexp.errors import RunError
 from gradexp.records import DONE
 from gradexp.sweeps.local import worker_environment
 from gradexp.sweeps.plan import Cell
-from gradexp.sweeps.table import Row
+from gradexp.sweeps.table import RunRow
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,7 +57,7 @@ class Estimate:
 
 
 def estimate(
-    cells: Sequence[Cell], rows: Sequence[Row], left: set[str], at_once: int, threads: int
+    cells: Sequence[Cell], rows: Sequence[RunRow], left: set[str], at_once: int, threads: int
 ) -> Estimate:
     """How long the runs that are left will take, so many at once.
 
@@ -94,7 +94,7 @@ def _kind(cell: Cell) -> tuple[str, ...]:
     return tuple(cell.axes.values())
 
 
-def _measured(cells: Sequence[Cell], rows: Sequence[Row]) -> dict[tuple[str, ...], float]:
+def _measured(cells: Sequence[Cell], rows: Sequence[RunRow]) -> dict[tuple[str, ...], float]:
     """Mean seconds of the cells of a kind that are done."""
     found: dict[tuple[str, ...], list[float]] = {}
     for cell, row in zip(cells, rows, strict=True):
@@ -103,7 +103,7 @@ def _measured(cells: Sequence[Cell], rows: Sequence[Row]) -> dict[tuple[str, ...
     return {kind: fmean(times) for kind, times in found.items()}
 
 
-def _basis(rows: Sequence[Row], trial: Trial | None) -> str:
+def _basis(rows: Sequence[RunRow], trial: Trial | None) -> str:
     parts = []
     if done := sum(row["status"] in DONE for row in rows):
         parts.append(f"{done} cells that are done" if done > 1 else "the cell that is done")

@@ -13,7 +13,7 @@ from gradexp.sweeps.directory import SweepDir
 from gradexp.sweeps.estimate import estimate
 from gradexp.sweeps.local import threads_each, usable_cores
 from gradexp.sweeps.plan import Plan
-from gradexp.sweeps.table import Row, pending_of, result_of
+from gradexp.sweeps.table import RunRow, pending_of, result_of
 from gradexp.sweeps.view import duration
 
 SHOWN = 200
@@ -35,11 +35,11 @@ def plan_table(plan: Plan, out: Path, workers: int | None = None) -> RenderableT
     return Group(table, *more, Text(f"\n{_summary(plan, rows, workers)}"))
 
 
-def _rows(plan: Plan, sweep: SweepDir) -> list[Row]:
+def _rows(plan: Plan, sweep: SweepDir) -> list[RunRow]:
     return [{**cell.row(), **result_of(sweep.run(cell.run))} for cell in plan.cells]
 
 
-def _summary(plan: Plan, rows: list[Row], workers: int | None) -> str:
+def _summary(plan: Plan, rows: list[RunRow], workers: int | None) -> str:
     left = pending_of(rows)
     at_once = min(workers or max(1, usable_cores() // plan.resources.cpus), max(1, len(left)))
     line = f"{len(rows)} cells, {len(left)} to run with {at_once} at a time"

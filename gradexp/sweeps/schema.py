@@ -14,7 +14,7 @@ from gradexp.errors import ConfigError
 from gradexp.registry import Count, NonNegative
 
 Values = Annotated[list[Any], Field(min_length=1)]
-Row = Annotated[dict[str, Any], Field(min_length=1)]
+Point = Annotated[dict[str, Any], Field(min_length=1)]
 
 
 class Resources(Strict):
@@ -33,8 +33,8 @@ class SweepConfig(Strict):
 
     grid: dict[str, Values] = Field(default_factory=dict)
     seeds: Count = 1
-    exclude: list[Row] = Field(default_factory=list)
-    include: list[Row] = Field(default_factory=list)
+    exclude: list[Point] = Field(default_factory=list)
+    include: list[Point] = Field(default_factory=list)
     resources: Resources = Field(default_factory=Resources)
 
 

@@ -15,7 +15,7 @@ from gradexp.analysis import counted
 from gradexp.errors import ConfigError
 from gradexp.records import FAILED, RUNNING, RunDir, is_locked
 from gradexp.sweeps.directory import SweepDir, read_csv
-from gradexp.sweeps.table import INTERRUPTED, PLANNED, STATES, Row, RunTable, mean_seconds, result_of
+from gradexp.sweeps.table import INTERRUPTED, PLANNED, STATES, RunRow, RunTable, mean_seconds, result_of
 from gradexp.sweeps.view import duration
 
 STYLES = {FAILED: "bold red", "diverged": "yellow", RUNNING: "cyan", PLANNED: "dim"}
@@ -34,7 +34,7 @@ class SweepStatus:
 
     runs: Path
     axes: list[str]
-    rows: list[Row]
+    rows: list[RunRow]
     live: bool
 
     @property
@@ -94,7 +94,7 @@ def status_table(found: SweepStatus, most: int | None = None) -> RenderableType:
     return Group(table, *errors, Text(f"\n{summary_line(found)}"))
 
 
-def _at_hand(rows: list[Row], most: int) -> list[Row]:
+def _at_hand(rows: list[RunRow], most: int) -> list[RunRow]:
     """So many rows in the order of the plan, from just before the first one at work."""
     at_work = [index for index, row in enumerate(rows) if row["status"] == RUNNING]
     first = max(0, min(at_work[0] - 1 if at_work else 0, len(rows) - most))

@@ -31,7 +31,7 @@ WRITING_SHARE = (
     0.05  # of the time that passes; rewriting 10,000 rows for each of them would not end
 )
 
-Row = dict[str, str]
+RunRow = dict[str, str]
 
 
 class RunTable:
@@ -45,7 +45,7 @@ class RunTable:
         self._directory, self._limits = directory, limits
         axes, rows = directory.read_plan()
         self.columns = ["run", *(name for name in axes if name != "run"), *RESULT]
-        self.rows: dict[str, Row] = {
+        self.rows: dict[str, RunRow] = {
             row["run"]: {**row, **result_of(directory.run(row["run"]), limits)} for row in rows
         }
         self._next_write = 0.0
@@ -79,7 +79,7 @@ class RunTable:
         self._next_write = 0.0
         self.write_if_due()
 
-    def _put(self, run: str, result: Row) -> None:
+    def _put(self, run: str, result: RunRow) -> None:
         self.rows[run] |= dict.fromkeys(RESULT, "") | result
         self._changed = True
         self.write_if_due()
@@ -96,7 +96,7 @@ class RunTable:
         self._changed = False
 
 
-def result_of(run: RunDir, limits: Path | None = None) -> Row:
+def result_of(run: RunDir, limits: Path | None = None) -> RunRow:
     """What a run directory says of its run: state, figures, verdicts, error.
 
     A run that was begun and is neither done nor failed is interrupted; so is one whose manifest or
@@ -126,7 +126,7 @@ def result_of(run: RunDir, limits: Path | None = None) -> Row:
     }
 
 
-def _seconds(manifest: dict[str, Any]) -> Row:
+def _seconds(manifest: dict[str, Any]) -> RunRow:
     return {"seconds": _text(manifest.get("seconds"))}
 
 
@@ -134,13 +134,13 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def mean_seconds(rows: Iterable[Row]) -> float:
+def mean_seconds(rows: Iterable[RunRow]) -> float:
     """Mean duration of the runs that are done; nan when none is."""
     times = [float(row["seconds"]) for row in rows if row["status"] in DONE and row.get("seconds")]
     return sum(times) / len(times) if times else math.nan
 
 
-def pending_of(rows: Iterable[Row], *, retry_failed: bool = False) -> list[Row]:
+def pending_of(rows: Iterable[RunRow], *, retry_failed: bool = False) -> list[RunRow]:
     """The rows of runs that are still to be carried out."""
     settled = DONE if retry_failed else (*DONE, FAILED)
     return [row for row in rows if row["status"] not in settled]
