@@ -79,6 +79,8 @@ def keep(weights: Sequence[Tensor], everything: Iterable[Tensor]) -> Parameters:
     tensors = ordered(weights, everything)
     count = len({id(one) for one in weights})
     fits = {(one.dtype, one.device, one.requires_grad, one.is_contiguous()) for one in tensors}
+    # In one piece of memory all have one type and one device, each weight lies in it once, and an
+    # optimizer that updates all of it would move what is frozen.
     flat = len(fits) == 1 and next(iter(fits))[0] == torch.float32 and tensors[0].requires_grad
     unshared = count == len(weights) and all(one.is_leaf for one in tensors)
     if flat and unshared and next(iter(fits))[3]:
@@ -107,6 +109,8 @@ class FlatParameters:
         self._values = torch.zeros(count, self._rows.length, device=tensors[0].device)
         self._gradients = torch.zeros_like(self._values)
         self._before = torch.zeros_like(self._values[: self._split])
+        # `data` keeps the parameter itself: optimizers and modules hold it, and go on with its new
+        # memory. Gradients are there from the start, so that autograd adds into this memory.
         for index, one in enumerate(tensors):
             place = self._rows.place(self._values, index, one.shape)
             one.data = place.copy_(one.data)
@@ -197,6 +201,8 @@ class Pieces:
     """
 
     def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+        # Large tensors are rows by themselves without a copy; small ones are stacked by size, for
+        # there an operation costs more than the copy.
         alike: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
             alike.setdefault((size, index if size > LONGEST_ROW else -1), []).append(index)
@@ -206,6 +212,7 @@ class Pieces:
         self._order = order
         self._first = np.cumsum([0, *self._rows[:-1]])
         self._place = np.argsort(order)
+        # Which tensors have a gradient hardly ever changes: the positions are found once for each.
         self._known: dict[tuple[bool, ...], Tensor] = {}
         self._device = device
         self.count = sum(self._rows)

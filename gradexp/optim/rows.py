@@ -103,6 +103,7 @@ def all_safe(norms: Tensor) -> bool:
 
 def scaled_row_norms(rows: Tensor) -> Tensor:
     """Norms of the rows in float32, each row first divided by its largest entry."""
+    # Where there is no float64: then no square leaves the range, whatever the size of the entries.
     largest = rows.abs().amax(-1, keepdim=True)
     largest = torch.where(largest > 0, largest, 1.0)
     scaled: Tensor = torch.linalg.vector_norm(rows / largest, dim=-1)

@@ -103,10 +103,13 @@ def undisturbed(module: nn.Module, seed: int | None = 0) -> Iterator[None]:
     A module in training whose parts are not all (frozen statistics) stays as it is. Inside, random
     numbers (dropout) begin at the seed, or go on as they would have.
     """
+    # Modes are kept part by part: `train(True)` at the end would thaw what somebody froze.
     modes = [(part, part.training) for part in module.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     device = next(module.parameters()).device
     state = random_state(device)
+    # In training mode since that is what is trained: batch norm in evaluation is another net, with
+    # other gradients.
     if not module.training:
         module.train()
     if seed is not None:
@@ -117,6 +120,7 @@ def undisturbed(module: nn.Module, seed: int | None = 0) -> Iterator[None]:
         restore_random_state(state, device)
         for part, mode in modes:
             part.training = mode
+        # Running statistics have moved by the look; written back in place, for others hold them.
         for buffer, before in buffers:
             buffer.copy_(before)
 

@@ -155,6 +155,7 @@ class Follower(TorchFunctionMode):
         super().__init__()
         self.calls: list[list[Call]] = [[] for _ in weights]
         self.all_calls: list[Call] = []
+        # By identity: equal tensors are not the same one, and comparing them would compare values.
         self._layer_of = {id(one): index for index, some in enumerate(weights) for one in some}
         self._made_of_weights: list[Tensor] = []  # kept, so that no other tensor gets their ids
         self._trails = {id(one): Trail(one) for one in tensors_of([inputs])}
@@ -173,6 +174,8 @@ class Follower(TorchFunctionMode):
         if name == "__get__":  # an attribute, such as a shape
             return func(*args, **kwargs)
         made = Made(name.strip("_"), func, args, kwargs)
+        # A call in place ends the life of a value that is or may become pre: it is told apart
+        # before it is carried out, for afterwards that value is gone.
         first = next(tensors_of(args), None)
         if id(first) in self._trails and _in_place(made):
             return self._call_in_place(made)
@@ -190,6 +193,8 @@ class Follower(TorchFunctionMode):
         if not trails:
             self._remember_weight(layers[-1], result)
             return result
+        # Where layers meet (a sum, a product) the values of one of them go on; its activation is
+        # still to come, while the other's turn out to have none.
         depth = max(trail.depth for trail in trails)
         at = max(trails, key=_rank)
         self._follow(made, at, depth, result)
@@ -212,6 +217,7 @@ class Follower(TorchFunctionMode):
         if torch.is_grad_enabled() and not first.requires_grad and first.is_floating_point():
             anchor = first.detach().requires_grad_().clone()  # nothing before it can be trained
             result, first = _replaced(result, first, anchor), anchor
+        # Convolutions put units behind the examples, every other map puts them last.
         axis = 1 if made.name.startswith("conv") else -1
         if made.name in RECURRENT:
             result = with_states_of_output(made.args, result)
@@ -228,7 +234,11 @@ class Follower(TorchFunctionMode):
         return result
 
     def _follow(self, made: Made, at: Trail, depth: int, result: Any) -> None:
-        """What became of a layer's values, where the call is open that they come from."""
+        """What became of a layer's values, where the call is open that they come from.
+
+        A function that none of the lists knows closes the call: what comes out is no longer known
+        to be the layer's values, and a later activation is not its own.
+        """
         outputs = [one for one in tensors_of([result]) if one is not at.tensor]
         if not outputs:
             return
@@ -239,6 +249,7 @@ class Follower(TorchFunctionMode):
             gated.activation = _self_gated(gated.activation)
             self._show(gated)
         elif call and made.name in NORMS:
+            # After a sum or a reshape a norm is that of the sum (pre-norm blocks), not the layer's.
             if at.direct and _fits(call, first):
                 self._normalized(call, first, made)
             trail = replace(trail, call=call, direct=at.direct)
@@ -271,6 +282,8 @@ class Follower(TorchFunctionMode):
         """Done on a copy and written back: what was there before is pre, and keeps its gradient."""
         changed = next(tensors_of(made.args))
         kept = changed.clone()
+        # The copy is in the graph where the original stood, so a gradient of pre can be asked for;
+        # who still holds the original sees it change, as in a forward pass that nobody watches.
         for call in self._shown.get(id(changed), []):
             call.pre = kept if call.pre is changed else call.pre
             call.post = kept if call.post is changed else call.post
@@ -308,6 +321,8 @@ class Follower(TorchFunctionMode):
         trail = self._trails.get(id(inputs[0])) if inputs else None
         if not (trail and trail.call):
             return
+        # A module that works in place returns its input, which by now holds the outcome; the
+        # function it called was seen and has kept what was there before.
         pre = trail.call.pre if output is inputs[0] else inputs[0]
         trail.call.show(pre, output)
         trail.call.activation = Made(_name_of(module), module)
@@ -370,6 +385,7 @@ def _in_place(made: Made) -> bool:
     name: str = made.func.__name__
     if name in IN_PLACE_OPERATORS or made.kwargs.get("inplace"):
         return True
+    # Torch's methods in place end in one underscore; that one sets a flag and changes no value.
     if name.endswith("_") and not name.startswith("_"):
         return name != "requires_grad_"
     at = _inplace_position(made.func)

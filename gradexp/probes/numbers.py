@@ -52,6 +52,8 @@ class Moments:
 
     def _add_single(self, values: Tensor) -> bool:
         """Take in float32 values by float32 sums; False, and nothing done, if that is unsafe."""
+        # Distances from a value near the mean, not from 0: a small spread around a large mean would
+        # drown in the rounding of the squares. What the pivot is off by is taken out again.
         pivot = values.mean((1, 2), keepdim=True)
         centred = values - pivot
         distances = torch.linalg.vector_norm(centred, dim=2)
@@ -75,6 +77,7 @@ class Moments:
     def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
         """Join `count` more values of each series, whose deviations have these squares."""
         total = self.count + count
+        # Through the difference of the means: sums of squares over all batches would cancel.
         delta = mean - self.mean
         self._squares += squares + delta**2 * (self.count * count / total)
         self.mean += delta * (count / total)

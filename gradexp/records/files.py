@@ -24,6 +24,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
+            # Without it a crash of the machine may leave the new name with none of the content.
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -96,7 +97,7 @@ class TableWriter:
     def _write(self, text: str) -> None:
         content = memoryview(text.encode())
         try:
-            while content:
+            while content:  # one write may take only a part: a signal came, or the disk is full
                 content = content[self._file.write(content) :]
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}") from error

@@ -81,6 +81,8 @@ class SweepDir:
 
 def _wait_for_lock(file: IO[str], path: Path) -> None:
     """Wait for the workers of a sweep that was killed; refuse at once where one is at work."""
+    # The lock is inherited by workers. After a kill of the sweep they end by themselves within
+    # seconds: that is worth waiting for, a sweep that lives is not.
     give_up = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -108,7 +110,7 @@ def _holder_lives(file: IO[str]) -> bool:
         os.kill(int(written), 0)
     except (ValueError, ProcessLookupError):
         return False
-    except PermissionError:
+    except PermissionError:  # somebody else's process: it is there
         return True
     return True
 

@@ -65,13 +65,16 @@ class Worker:
         self.name = name
         self.cell: Cell | None = None
         self.ready = False
+        # A socket, not a pipe: a worker that is gone shows as an end of file at once. The lifeline
+        # works the other way round: only this process has its end, so that the kernel closes it
+        # however this process dies.
         ours, theirs = socket.socketpair()
         lifeline, self._lifeline = os.pipe()
         descriptors = (theirs.fileno(), lifeline)
         with theirs, sweep.log.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: S603  our own module, in this interpreter
                 [sys.executable, "-m", "gradexp.sweeps.worker", *map(str, (*descriptors, threads))],
-                pass_fds=(*descriptors, lock),
+                pass_fds=(*descriptors, lock),  # the lock is held while any worker still writes
                 env=worker_environment(threads),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -177,6 +180,8 @@ class LocalEngine:
     def _bury(self, worker: Worker, queue: deque[Cell]) -> Events:
         """A worker is gone: its cell gets one more attempt, first in the queue."""
         self._team.remove(worker)
+        # It hung up and may be about to say why with its exit code: killed too soon, running out of
+        # memory would look like a kill by this process.
         reason = worker.end(SECONDS_TO_EXIT)
         cell = worker.cell
         if cell is None:
@@ -184,6 +189,8 @@ class LocalEngine:
             if self._failed_starts >= FAILED_STARTS * self.workers:
                 raise RunError(f"workers do not start ({reason}); see {self.sweep.log}")
             return
+        # A cell may have killed its worker or have been beside one that did: it gets a second try,
+        # not endless ones.
         self._losses[cell.run] = self._losses.get(cell.run, 0) + 1
         if self._losses[cell.run] < LOSSES_PER_CELL:
             queue.appendleft(cell)
@@ -198,6 +205,7 @@ class LocalEngine:
         busy = self._busy()
         for worker in busy:
             worker.interrupt()
+        # Counted in rounds, so that news which keep coming do not put off the end.
         rounds = int(SECONDS_TO_STOP / POLL_SECONDS)
         for _ in range(rounds):
             if not busy:

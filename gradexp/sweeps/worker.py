@@ -35,7 +35,7 @@ def main(socket: int, lifeline: int, threads: int) -> None:
     seconds would hold the directory against the same command again.
     """
     threading.Thread(target=_die_with_parent, args=(lifeline,), daemon=True).start()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whatever the sweep's own process does on it
     connection = Connection(socket)
     import torch
 
@@ -57,6 +57,7 @@ def _answer(connection: Connection, work: Callable[[], str | None]) -> None:
         connection.send(("stopped", ()))
         raise
     except MemoryError:
+        # What is left of the heap is in nobody's hands: a new process takes the next cell.
         traceback.print_exc()
         sys.exit(OUT_OF_MEMORY)
     connection.send(("ended", (error,)))

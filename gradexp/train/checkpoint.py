@@ -34,6 +34,7 @@ class Checkpoints:
 
     def save(self) -> None:
         """Replace the checkpoint by the latest state."""
+        # Into memory first: how far torch had come on a full disk need not be known.
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, "state": self.latest}, buffer)
         write_atomically(self._path, buffer.getvalue())

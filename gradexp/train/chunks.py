@@ -60,6 +60,7 @@ def train_chunk(learner: Learner, timetable: Timetable, start: int) -> Chunk:
     began = time.perf_counter()
     step, tests = start, list[Evaluation]()
     stop = min(start + CHUNK_STEPS, timetable.next_probe(start), timetable.total)
+    # A clock may end it: where a chunk ends decides when rows are written, not what is in them.
     while step < stop and time.perf_counter() - began < CHUNK_SECONDS:
         learner.step(step, timetable.total)
         step += 1
@@ -80,6 +81,7 @@ def observe_start(learner: Learner) -> Chunk:
 
 def evaluate(learner: Learner, step: int, epoch: int) -> Evaluation:
     """The test set as the net is now."""
+    # Steps are only queued on a GPU: without waiting, their time would count as the evaluation's.
     learner.wait()
     began = time.perf_counter()
     figures = learner.evaluate()

@@ -54,8 +54,10 @@ class Loop:
             if not self.resumed:
                 self._begin()
             while self.step < self.times.total and not self.ends.diverged:
+                # At the start of a chunk all is of one step; within it, some is ahead of the rest.
                 checkpoints.latest = self.state()
                 if checkpoints.due():
+                    # Rows before the state that follows them: it must never be ahead of the tables.
                     self.recording.sync()
                     checkpoints.save()
                 self._advance(checkpoints.latest["learner"])

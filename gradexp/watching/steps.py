@@ -76,6 +76,8 @@ class StepWatcher:
         self._raw: Tensor | None = None
         self._versions: list[int] = []
         self._pending = self._queued = False
+        # One hook, on a weight near the output, whose gradient is there early: the callback that it
+        # queues runs when the engine has finished all others, accumulated ones included.
         anchor = next(one for one in reversed(weights) if one.requires_grad)
         self._handle = anchor.register_post_accumulate_grad_hook(self._backward_runs)  # type: ignore[no-untyped-call]
 
@@ -93,6 +95,8 @@ class StepWatcher:
     def _backward_ended(self) -> None:
         self._queued = False
         self._raw = self._parameters.gradient_norms() / self._scale()
+        # Whoever clips or unscales does so in place: what changed between here and the update is
+        # told by counters that torch keeps anyway, without a look at any value.
         self._versions = self._gradient_versions()
         if not self._updates_are_told and not self._pending:
             self._begin()
