@@ -15,6 +15,7 @@ from torch.nn.utils import parametrizations, prune, rnn
 
 from gradexp.errors import RunError
 from gradexp.nn.observed import Observed
+from gradexp.probes.capture import captured
 from gradexp.probes.finding import find_layers
 from tests import foreign
 from tests.foreign import Shape, Trace, described, look, slow_look
@@ -719,3 +720,24 @@ def test_a_module_that_gives_back_its_input_is_no_norm() -> None:
         ("0", "none", "relu"),
         ("3", "none", "none"),
     ]
+
+
+class Halves(nn.Module):
+    """The second half of what one layer returns goes through the next, twice as deep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        kept, changed = self.first(inputs).chunk(2, dim=1)
+        return self.last(kept + self.second(changed))
+
+
+def test_every_part_of_what_is_taken_apart_comes_from_the_inputs() -> None:
+    net, inputs = Halves(), torch.randn(5, 4)
+    layers = find_layers(net, inputs)
+    assert [layer.name for layer in layers] == ["first", "second", "last"]
+    with captured(layers, inputs) as capture:
+        net(inputs)
+    assert [call.alone for call in capture.all_calls] == [False, False, False]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from gradexp.analysis import judge
 from gradexp.errors import ConfigError, RunError
 from gradexp.probes.nonfinite import NonFiniteError
-from gradexp.records import RunDir
+from gradexp.records import RunDir, TableWriter
 from gradexp.report import make_report
 from gradexp.sweeps import status
 from gradexp.watching import watch
@@ -485,6 +485,33 @@ def test_an_error_of_the_loop_ends_the_run_on_record(tmp_path: Path) -> None:
     net = raise_in_the_loop(tmp_path / "run", ZeroDivisionError)
     manifest = RunDir(tmp_path / "run").read_manifest()
     assert (manifest["status"], manifest["error"]) == ("failed", "ZeroDivisionError: ")
+    assert not any(part._forward_pre_hooks for part in net.modules())
+
+
+def test_an_error_of_the_loop_is_not_hidden_by_one_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise RunError("No space left on device")
+
+    net = a_net()
+
+    def loop() -> None:
+        stepper = torch.optim.SGD(net.parameters(), lr=0.1)
+        with watch(net, stepper, out=tmp_path / "run", **probing()) as watched:
+            inputs, targets = batches(1)[0]
+            loss = F.cross_entropy(net(inputs), targets)
+            loss.backward()
+            stepper.step()
+            watched.step(loss)
+            monkeypatch.setattr(TableWriter, "append", full)
+            monkeypatch.setattr(TableWriter, "append_text", full)
+            for writes in ("write_manifest", "write_traceback"):
+                monkeypatch.setattr(RunDir, writes, full)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        loop()
     assert not any(part._forward_pre_hooks for part in net.modules())
 
 

@@ -388,10 +388,13 @@ class Watch:
             self.close()
             return
         self._closed = True
-        with suppress(Exception):  # what cannot be written any more must not hide the error
+        # What cannot be written any more, on a full disk or from figures of a net in pieces, must
+        # not hide the loop's own error.
+        with suppress(Exception):
             if self.layers:
                 self._flush()
                 self._recording.finish()
         self._take_hooks_away()
-        self._life.failed(error)
-        self._life.ended()
+        with suppress(RunError):
+            self._life.failed(error)
+            self._life.ended()
