@@ -159,7 +159,13 @@ def parts_go_with_their_test(known_parts: dict[str, set[str]]) -> Iterator[None]
 
 @pytest.fixture
 def process_group(tmp_path: Path) -> Iterator[None]:
-    """This process is the only one of a group, for nets that are spread over processes."""
+    """This process is the only one of a group, for nets that are spread over processes.
+
+    Lightning leaves in the environment where the group meets; other libraries would go there.
+    """
+    before = dict(os.environ)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
