@@ -26,6 +26,7 @@ SWITCHES = (
     "--remote-debugging-pipe",
 )
 PATIENCE = 30.0  # seconds
+READY = "document.documentElement?.dataset.ready === 'true'"  # what a page of a report says
 
 
 class Page:
@@ -105,6 +106,15 @@ class Page:
         while not self.evaluate(script):
             assert time.monotonic() < until, f"never true: {script}"
             time.sleep(0.05)
+
+    def open(self, address: str) -> None:
+        """Go to a page of a report and wait until all its figures are drawn.
+
+        The answer to `Page.navigate` comes when the old page is gone. A script that sets
+        `location` returns before that, and what is evaluated next may meet either page or none.
+        """
+        self.call("Page.navigate", url=address)
+        self.wait_for(READY)
 
     def key(self, name: str) -> None:
         """Press and release a key."""

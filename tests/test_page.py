@@ -16,7 +16,6 @@ from tests.chromium import EXECUTABLE, Page
 from tests.fabricated_runs import Fabricated
 
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"
-READY = "document.documentElement?.dataset.ready === 'true'"
 
 needs_chromium = pytest.mark.skipif(
     EXECUTABLE is None, reason="Chromium is not installed: apt-get install chromium"
@@ -44,8 +43,7 @@ def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(page_file: Path, tmp_path: Path) -> Iterator[Page]:
     with Page(tmp_path / "profile") as page:
         page.look(1280, 900, "light")
-        page.call("Page.navigate", url=page_file.as_uri())
-        page.wait_for(READY)
+        page.open(page_file.as_uri())
         yield page
 
 

@@ -84,11 +84,6 @@ sys.exit(outcome.exit_code)
 """
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="beside other tests on two cores Ray may report the interrupted task as cancelled, and "
-    "its checkpoint does not come home; alone it passes",
-)
 def test_a_lost_machine_and_an_interrupt_cost_nothing_but_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,7 +106,7 @@ def test_a_lost_machine_and_an_interrupt_cost_nothing_but_time(
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

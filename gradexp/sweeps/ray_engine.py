@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import asyncio
 import contextlib
 import io
 import logging
@@ -9,9 +11,10 @@ import shutil
 import socket
 import tarfile
 import tempfile
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +22,68 @@ from gradexp.errors import ConfigError, RunError
 from gradexp.records import RULES_FILE, RUNNING, RunDir
 from gradexp.sweeps.directory import SweepDir
 from gradexp.sweeps.events import Began, Ended, Event, Events, StopRequest, Waiting
-from gradexp.sweeps.local import SECONDS_TO_STOP, record_failure
+from gradexp.sweeps.local import record_failure
 from gradexp.sweeps.plan import Cell
 from gradexp.sweeps.schema import Resources
 
 POLL_SECONDS = 0.1
 SECONDS_TO_ANSWER = 5.0
+SECONDS_TO_STOP = 60.0  # a machine elsewhere may be busy; a second Ctrl-C does not wait
 RETRIES = 3
 INCOMING = ".incoming"
 QUEUED_PER_WORKER = 2  # tasks that wait in the cluster, so that no core is idle between two cells
 
 
+class Bell:
+    """An actor that the sweep rings when its tasks are to stop, on whatever machine they are.
+
+    Ray's own way, to cancel a task, is not used for tasks at work: the interrupt may meet Ray's
+    code instead of the task's, and then the checkpoint does not come home.
+    """
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    async def ring(self) -> None:
+        """Let everybody hear it, also who asks later."""
+        self._rung.set()
+
+    async def heard(self) -> None:
+        """Wait until it rings."""
+        await self._rung.wait()
+
+
+@contextlib.contextmanager
+def interrupted_by(heard: Any) -> Iterator[None]:
+    """Within, the bell is a Ctrl-C: a run saves its checkpoint on it, wherever it stands.
+
+    Args:
+        heard: the reference that is ready when the bell rings.
+    """
+    import ray
+
+    over = threading.Event()
+
+    def listen() -> None:
+        while not over.is_set():
+            ready, _ = ray.wait([heard], timeout=POLL_SECONDS)
+            if ready:
+                with contextlib.suppress(ray.exceptions.RayError):  # lost, not rung
+                    ray.get(heard)
+                    _thread.interrupt_main()
+                return
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        over.set()
+        listener.join()
+
+
 def carry_out_elsewhere(  # noqa: PLR0913, PLR0917  what travels to another machine
+    bell: list[Any],
     name: str,
     content: dict[str, Any],
     imports: dict[str, bytes],
@@ -40,9 +93,10 @@ def carry_out_elsewhere(  # noqa: PLR0913, PLR0917  what travels to another mach
 ) -> bytes:
     """Carry out one cell in a folder of its own; returns its run directory as a tar archive.
 
-    When the task is cancelled, that directory holds the checkpoint.
+    When the bell rings, that directory holds the checkpoint; nothing when there is none yet.
 
     Args:
+        bell: the reference that is ready when the bell rings, in a list: Ray waits for others.
         name: of the run directory.
         content: the settings of the cell.
         imports: the files that it imports, by name: they need not be on this machine.
@@ -70,10 +124,11 @@ def carry_out_elsewhere(  # noqa: PLR0913, PLR0917  what travels to another mach
             unpack(begun, runs / name)
         run, error = RunDir(runs / name), None
         try:
-            error = carry_out((content, str(runs), float("inf")), Observer())
-        except KeyboardInterrupt:  # how Ray cancels a task
-            if not run.checkpoint.exists():
-                raise
+            with interrupted_by(*bell):
+                error = carry_out((content, str(runs), float("inf")), Observer())
+        except KeyboardInterrupt:
+            if not (run.done() or run.checkpoint.exists()):
+                return b""
         if not run.manifest.exists():
             raise RunError(error or f"{name}: the run left nothing")
         return packed(run.path)
@@ -123,15 +178,19 @@ class RayEngine:
                 num_gpus=self._resources.gpus,
                 max_retries=RETRIES,
             )
+            # On another machine it goes on when its own is lost.
+            bell = self._ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Bell).remote()
+            heard = [bell.heard.remote()]
             queue, running = deque(cells), dict[Any, Cell]()
             while (queue or running) and not stop.requested:
                 while queue and len(running) < self._room():
                     cell = queue.popleft()
-                    running[task.remote(*self._arguments(cell))] = cell
+                    running[task.remote(heard, *self._arguments(cell))] = cell
                     yield Began(cell, cell.run)
                 yield from self._listen(running)
             if stop.requested:
-                yield from self._stop_in_order(running)
+                bell.ring.remote()
+                yield from self._wait_for_checkpoints(running)
 
     def _listen(self, running: dict[Any, Cell]) -> Events:
         """What has ended since the last look; its run directory is brought home."""
@@ -141,10 +200,8 @@ class RayEngine:
         if not ready:
             yield Waiting()
 
-    def _stop_in_order(self, running: dict[Any, Cell]) -> Events:
-        """Every task at work writes a checkpoint, which comes home; then the rest is killed."""
-        for reference in running:
-            self._ray.cancel(reference)
+    def _wait_for_checkpoints(self, running: dict[Any, Cell]) -> Events:
+        """Every task at work sends its checkpoint home; what does not answer is killed."""
         give_up = time.monotonic() + SECONDS_TO_STOP
         while running and time.monotonic() < give_up:
             yield from self._listen(running)
@@ -195,9 +252,10 @@ class RayEngine:
         """Bring the run directory home; a task that failed for good is a failed cell."""
         run = self._sweep.run(cell.run)
         try:
-            unpack(self._ray.get(reference), run.path)
-        except self._ray.exceptions.TaskCancelledError:  # it was stopped before it began
-            return Waiting()
+            archive = self._ray.get(reference)
+            if not archive:  # it was stopped before it began
+                return Waiting()
+            unpack(archive, run.path)
         except (self._ray.exceptions.RayError, RunError) as error:
             text = str(error).strip().splitlines()[-1]
             record_failure(run, cell, text)
