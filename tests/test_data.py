@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -555,6 +556,18 @@ def test_cifar_batches_are_read_in_channel_order(tmp_path: Path, name: str, labe
     np.testing.assert_array_equal(splits.test_images[:, 2].flatten(1), test["data"][:, 2048:])
     assert splits.train_targets.tolist() == [label for batch in train for label in batch[labels]]
     assert splits.test_targets.tolist() == test[labels]
+
+
+@pytest.mark.parametrize("module", [b"numpy.core", b"numpy._core"])
+def test_arrays_pickled_by_old_and_by_new_numpy_are_read(tmp_path: Path, module: bytes) -> None:
+    """NumPy 2 moved the function that a pickled array names; the official files name the old."""
+    write_cifar(tmp_path, official.CIFAR100, "fine_labels")
+    path = tmp_path / "cifar-100-python" / "test"
+    content, found = re.subn(rb"numpy\._?core", module, path.read_bytes())
+    assert found
+    path.write_bytes(content)
+    splits = DATASETS["cifar100"].factory(root=str(tmp_path), verify=False).load()
+    assert splits.test_images.shape == (3, 3, 32, 32)
 
 
 @pytest.mark.parametrize("name", IDX_NAMES)
