@@ -56,6 +56,17 @@ def test_a_run_that_goes_on_says_from_where_and_leaves_the_same(tiny: Path, here
     assert answer.lines[:-1] == undisturbed.lines[:-1]
 
 
+def test_a_run_that_cannot_go_on_says_why_and_leaves_the_same(tiny: Path, here: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        execute(load_config(tiny), here / "runs", observer=StopAt(5))
+    [steps] = (here / "runs").glob("*/steps.csv")
+    steps.write_text(steps.read_text().replace(",", ";", 1))
+    answer = call("run", tiny)
+    *_, said = answer.stderr.splitlines()
+    assert said == "this run began anew: steps.csv is not what it was at the checkpoint"
+    assert answer.lines[:-1] == call("run", tiny, "--out", "elsewhere").lines[:-1]
+
+
 def test_a_run_that_was_finished_says_so_and_is_shown_again(tiny: Path) -> None:
     first, again = call("run", tiny), call("run", tiny)
     assert again.stdout == first.stdout

@@ -11,6 +11,7 @@ import torch
 from gradexp.records import RunDir
 from gradexp.train import EpochEnd, Observer, Progress, Start, execute
 from gradexp.train.learner import Learner
+from tests.checkpoints import read_checkpoint, write_checkpoint
 from tests.clocks import Clock
 from tests.conftest import StopAt
 from tests.nets import config_of, run_of
@@ -136,10 +137,11 @@ def test_a_run_of_another_version_begins_anew(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         execute(config, tmp_path, observer=StopAt(5))
     (path,) = tmp_path.iterdir()
-    saved = torch.load(path / "checkpoint.pt", weights_only=True)
-    torch.save({**saved, "format": saved["format"] + 1}, path / "checkpoint.pt")
+    saved = read_checkpoint(path / "checkpoint.pt")
+    write_checkpoint(path / "checkpoint.pt", {**saved, "format": saved["format"] + 1})
     outcome = execute(config, tmp_path)
     assert outcome.resumed_from is None
+    assert outcome.begun_anew == "checkpoint.pt is of another version of gradexp"
     assert len(outcome.run.read("steps")) == 10
     whole = execute(config, tmp_path / "whole").run
     assert whole.table_path("gradients").read_bytes() == (

@@ -8,20 +8,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gradexp.config import Config
 from gradexp.errors import RunError
 from gradexp.records import RunDir
 from gradexp.train import EpochEnd, Observer, Progress, execute, run_dir
 from gradexp.train.checkpoint import Checkpoints, load
+from tests.checkpoints import read_checkpoint
 from tests.clocks import Clock
 from tests.conftest import ROOT, StopAt
 from tests.nets import config_of
@@ -361,23 +362,25 @@ def of_another_kind(run: RunDir) -> None:
     torch.save([1, 2, 3], run.checkpoint)
 
 
-def of_no_format(run: RunDir) -> None:
-    saved = torch.load(run.checkpoint, weights_only=True)
-    torch.save({"state": saved["state"]}, run.checkpoint)
+def of_an_earlier_version(run: RunDir) -> None:
+    torch.save({"format": 3, "state": read_checkpoint(run.checkpoint)["state"]}, run.checkpoint)
 
 
 def with_a_table_cut(run: RunDir) -> None:
+    offset = read_checkpoint(run.checkpoint)["state"]["recording"]["offsets"]["units"]
     path = run.table_path("units")
-    path.write_bytes(path.read_bytes()[:-1])
-    torch.save(shorter_by_nothing(run), run.checkpoint)
+    path.write_bytes(path.read_bytes()[: offset - 1])
 
 
-def shorter_by_nothing(run: RunDir) -> Any:
-    """The checkpoint, were it made now that one byte is lost: it counts on that byte."""
-    saved = torch.load(run.checkpoint, weights_only=True)
-    offsets = saved["state"]["recording"]["offsets"]
-    offsets["units"] = run.table_path("units").stat().st_size + 1
-    return saved
+def with_a_changed_row(run: RunDir) -> None:
+    content = bytearray(run.table_path("gradients").read_bytes())
+    content[content.index(b"\n") + 1] ^= 1
+    run.table_path("gradients").write_bytes(content)
+
+
+def with_a_folder_for_a_table(run: RunDir) -> None:
+    run.table_path("epochs").unlink()
+    run.table_path("epochs").mkdir()
 
 
 def with_a_table_lost(run: RunDir) -> None:
@@ -393,35 +396,58 @@ def with_half_a_manifest(run: RunDir) -> None:
     run.manifest.write_text('{"status": "runn')
 
 
+DAMAGED = "checkpoint.pt is damaged, or of another version of gradexp"
+CHANGED = "is not what it was at the checkpoint"
+
+
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "why"),
     [
-        without, emptied, cut, scrambled, of_another_kind, of_no_format,
-        with_a_table_cut, with_a_table_lost, with_a_folder_in_its_place, with_half_a_manifest,
+        (without, None),
+        (emptied, DAMAGED),
+        (cut, DAMAGED),
+        (scrambled, DAMAGED),
+        (of_another_kind, DAMAGED),
+        (of_an_earlier_version, DAMAGED),
+        (with_a_folder_in_its_place, "checkpoint.pt cannot be read: Is a directory"),
+        (with_a_table_cut, f"units.csv {CHANGED}"),
+        (with_a_changed_row, f"gradients.csv {CHANGED}"),
+        (with_a_table_lost, "signal.csv cannot be read: No such file or directory"),
+        (with_a_folder_for_a_table, "epochs.csv cannot be read: Is a directory"),
+        (with_half_a_manifest, "manifest.json is missing or damaged"),
     ],
-)  # fmt: skip
+)
 def test_what_is_damaged_costs_work_but_no_result(
-    tmp_path: Path, half: RunDir, whole: dict[str, object], spoil: Callable[[RunDir], None]
+    tmp_path: Path,
+    half: RunDir,
+    whole: dict[str, object],
+    spoil: Callable[[RunDir], None],
+    why: str | None,
 ) -> None:
     spoil(half)
     outcome = execute(small(), tmp_path)
-    assert outcome.resumed_from is None
+    assert (outcome.resumed_from, outcome.begun_anew) == (None, why)
     assert repeatable(outcome.run) == whole
+    assert execute(small(), tmp_path).already_done
 
 
-def test_a_bit_that_flipped_is_noticed_wherever_it_is(half: RunDir) -> None:
-    run = half
-    content = run.checkpoint.read_bytes()
-    with zipfile.ZipFile(run.checkpoint) as archive:
-        parts = [archive.read(name) for name in archive.namelist()]
-    unmistakable = [part for part in parts if content.count(part) == 1]
-    assert sum(map(len, unmistakable)) > sum(map(len, parts)) / 2
-    assert load(run, CPU) is not None
-    for part in unmistakable:
-        damaged = bytearray(content)
-        damaged[content.index(part) + len(part) // 2] ^= 4
-        run.checkpoint.write_bytes(damaged)
-        assert load(run, CPU) is None, part
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(data=st.data())
+def test_a_bit_that_flipped_is_noticed_wherever_it_is(half: RunDir, data: st.DataObject) -> None:
+    recording = read_checkpoint(half.checkpoint)["state"]["recording"]
+    offsets: dict[str, int] = recording["offsets"]
+    lengths = {half.table_path(name): length for name, length in offsets.items()}
+    lengths[half.checkpoint] = half.checkpoint.stat().st_size
+    path = data.draw(st.sampled_from(sorted(lengths)))
+    place = data.draw(st.integers(0, 8 * lengths[path] - 1))
+    content = path.read_bytes()
+    damaged = bytearray(content)
+    damaged[place // 8] ^= 1 << place % 8
+    path.write_bytes(damaged)
+    with pytest.raises(RunError, match=path.name):
+        load(half, CPU)
+    path.write_bytes(content)
+    assert load(half, CPU) is not None
 
 
 def test_a_lack_of_memory_is_no_damage(

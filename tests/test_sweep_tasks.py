@@ -5,6 +5,7 @@ That real clusters answer so is tested with one.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -26,7 +27,13 @@ from gradexp.records import RunDir
 from gradexp.sweeps import Plan, SweepOptions, SweepOutcome, View, plan_sweep, run_sweep
 from gradexp.sweeps.directory import SweepDir
 from gradexp.sweeps.events import Began, Event
-from gradexp.sweeps.ray_engine import carry_out_elsewhere, packed, unpack
+from gradexp.sweeps.ray_engine import (
+    Bell,
+    carry_out_elsewhere,
+    interrupted_by,
+    packed,
+    unpack,
+)
 from gradexp.train import execute
 from tests.conftest import StopAt
 from tests.sweeps import repeatable, rows, states, write_config
@@ -34,10 +41,6 @@ from tests.sweeps import repeatable, rows, states, write_config
 
 class RayError(Exception):
     """What goes wrong in a cluster."""
-
-
-class TaskCancelledError(RayError):
-    """A task that was stopped before it began."""
 
 
 @dataclass(eq=False)
@@ -65,13 +68,39 @@ class Reference:
 
     task: Task
     arguments: tuple[Any, ...]
-    cancelled: bool = False
+
+    @property
+    def run(self) -> Any:
+        """The name of its run directory; what comes before is the bell."""
+        return self.arguments[1]
+
+
+@dataclass(eq=False)
+class FakeBell:
+    """An actor: each of its methods is what is asked for, and the reference it answers with."""
+
+    ray: FakeRay
+
+    def remote(self) -> FakeBell:
+        return self
+
+    @property
+    def heard(self) -> FakeBell:
+        return self
+
+    @property
+    def ring(self) -> SimpleNamespace:
+        return SimpleNamespace(remote=self._ring)
+
+    def _ring(self) -> None:
+        self.ray.heard.append(("ring",))
+        self.ray.rung = True
 
 
 class FakeRay:
     """As much of Ray as a sweep uses; a task runs here when it is waited for."""
 
-    exceptions = SimpleNamespace(RayError=RayError, TaskCancelledError=TaskCancelledError)
+    exceptions = SimpleNamespace(RayError=RayError)
 
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
@@ -82,8 +111,10 @@ class FakeRay:
         self.initialized = False
         self.refuses: Exception | None = None
         self.answer: Callable[[Reference], bytes] = lambda r: r.task.function(*r.arguments)
-        self.busy = False  # no task ends unless it is cancelled
+        self.busy = False  # no task ends before the bell rings
         self.deaf = False  # nor then
+        self.rung = False
+        self.bell = FakeBell(self)
 
     def is_initialized(self) -> bool:
         return self.initialized
@@ -99,28 +130,33 @@ class FakeRay:
     def cluster_resources(self) -> dict[str, float]:
         return self.resources
 
-    def remote(self, function: Callable[..., bytes]) -> Task:
-        return Task(self, function)
+    def remote(self, function: Callable[..., bytes] | None = None, **how: Any) -> Any:
+        if function:
+            return Task(self, function)
+        self.heard.append(("actor", how))
+        return lambda _: self.bell
 
-    def wait(
-        self, references: list[Reference], timeout: float
-    ) -> tuple[list[Reference], list[Reference]]:
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
         assert timeout > 0
+        if references == [self.bell]:
+            time.sleep(0.001)
+            return (references, []) if self.rung else ([], references)
         assert set(references) == set(self.waiting)
-        ended = [each for each in references if each.cancelled or not self.busy]
+        ended = [each for each in references if self.rung or not self.busy]
         ready = [] if self.deaf else ended[:1]
         self.waiting = [each for each in self.waiting if each not in ready]
         return ready, self.waiting
 
-    def get(self, reference: Reference) -> bytes:
-        if reference.cancelled:
-            raise TaskCancelledError
-        self.calls.append(reference.arguments)
+    def get(self, reference: Reference | FakeBell) -> bytes | None:
+        if isinstance(reference, FakeBell):
+            return None
+        bell, *arguments = reference.arguments
+        assert bell == [self.bell]
+        self.calls.append(tuple(arguments))
         return self.answer(reference)
 
     def cancel(self, reference: Reference, *, force: bool = False) -> None:
-        self.heard.append(("cancel", reference.arguments[0], force))
-        reference.cancelled = True
+        self.heard.append(("cancel", reference.run, force))
 
 
 LOCAL = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -172,6 +208,7 @@ def test_runs_come_home_as_this_machine_would_have_left_them(
     assert ray.heard == [
         ("init", "local", {"num_cpus": 6, "include_dashboard": False, **LOCAL}),
         ("options", {"num_cpus": 2, "num_gpus": 0.5, "max_retries": 3}),
+        ("actor", {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1}),
         ("shutdown",),
     ]
     assert [call[0] for call in ray.calls] == [cell.run for cell in plan.cells]
@@ -215,7 +252,7 @@ def test_a_cluster_in_use_is_neither_started_nor_shut_down(tmp_path: Path, ray: 
     ray.initialized = True
     ray.answer = lambda _: left_by("finished")
     assert on_ray(plan_of(tmp_path), tmp_path / "out", address="nowhere:1").exit_code == 0
-    assert [what for what, *_ in ray.heard] == ["options"]
+    assert [what for what, *_ in ray.heard] == ["options", "actor"]
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no"), ValueError("no"), RuntimeError("no")])
@@ -284,24 +321,18 @@ def test_on_ctrl_c_every_task_is_asked_to_stop_and_comes_home(tmp_path: Path, ra
     plan = plan_of(tmp_path)
     first, *_ = runs = [cell.run for cell in plan.cells]
     ray.resources, ray.busy = {"CPU": 8.0}, True
-    get = ray.get
-
-    def at_work(reference: Reference) -> bytes:
-        return left_by("running") if reference.arguments[0] == first else get(reference)
-
-    ray.get = at_work  # type: ignore[method-assign]
+    ray.answer = lambda reference: left_by("running") if reference.run == first else b""
     outcome = on_ray(plan, tmp_path / "out", CtrlC())
     assert (outcome.interrupted, outcome.counts) == (True, {"interrupted": 1, "planned": 2})
-    cancelled = [heard for heard in ray.heard if heard[0] == "cancel"]
-    assert cancelled == [("cancel", run, False) for run in runs]
-    assert ray.heard[-1] == ("shutdown",)
+    assert [call[0] for call in ray.calls] == runs
+    assert ray.heard[-2:] == [("ring",), ("shutdown",)]
 
 
 @pytest.mark.usefixtures("unheard_signals_fail")
 def test_tasks_that_do_not_stop_are_killed(
     tmp_path: Path, ray: FakeRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After twenty seconds, of which each look takes one here."""
+    """After a minute, of which each look takes a second here."""
     now = 0.0
     waits = 0
     wait = ray.wait
@@ -318,11 +349,8 @@ def test_tasks_that_do_not_stop_are_killed(
     outcome = on_ray(plan, tmp_path / "out", CtrlC())
     assert outcome.counts == {"planned": 2}
     runs = [cell.run for cell in plan.cells]
-    assert [heard for heard in ray.heard if heard[0] == "cancel"] == [
-        *(("cancel", run, False) for run in runs),
-        *(("cancel", run, True) for run in runs),
-    ]
-    assert 20 <= waits <= 22
+    assert ray.heard[-4:-1] == [("ring",), *(("cancel", run, True) for run in runs)]
+    assert 60 <= waits <= 62
 
 
 def test_parts_limits_and_a_begun_run_travel_with_the_cell(
@@ -357,14 +385,14 @@ def test_parts_limits_and_a_begun_run_travel_with_the_cell(
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> Callable[..., bytes]:
+def task(tmp_path: Path, ray: FakeRay) -> Callable[..., bytes]:
     [cell] = plan_of(tmp_path, "seed=0", overrides=("train.steps=40",)).cells
     imports = {"parts.py": (tmp_path / "parts.py").read_bytes()}
 
     def carry_out(**settings: Any) -> bytes:
         content = cell.config.model_dump(mode="json")
         content["data"] |= settings
-        return carry_out_elsewhere("mine", content, imports, None, None, 1)
+        return carry_out_elsewhere([ray.bell], cell.run, content, imports, None, None, 1)
 
     return carry_out
 
@@ -374,15 +402,75 @@ def test_a_task_that_leaves_nothing_says_why(task: Callable[..., bytes]) -> None
         task(batch_size=0)
 
 
-def test_a_cancelled_task_without_a_checkpoint_is_cancelled(
-    task: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at", [None, 20, "end"])
+def test_a_stopped_task_brings_what_is_worth_going_on_from(
+    at: int | str | None,
+    tmp_path: Path,
+    task: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def interrupted(*_: Any, **__: Any) -> None:
+    """A checkpoint, or the run that had just ended."""
+
+    def interrupted(config: Any, runs: Path, **_: Any) -> None:
+        if at is not None:
+            execute(config, runs, observer=StopAt(20) if at == 20 else None)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gradexp.sweeps.work.execute", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        task()
+    archive = task()
+    if at is None:
+        assert archive == b""
+        return
+    unpack(archive, tmp_path / "home")
+    run = RunDir(tmp_path / "home")
+    assert run.status() == ("running" if at == 20 else "finished")
+    assert run.checkpoint.exists() == (at == 20)
+
+
+def work_for(seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def test_the_bell_is_a_ctrl_c(ray: FakeRay) -> None:
+    with interrupted_by(ray.bell):
+        work_for(0.1)
+    ray.rung = True
+    with pytest.raises(KeyboardInterrupt), interrupted_by(ray.bell):
+        work_for(60)
+    ray.rung = False
+    with interrupted_by(ray.bell):
+        work_for(0.1)
+    ray.rung = True
+    work_for(0.1)  # nobody listens any more
+
+
+def test_a_bell_that_is_lost_has_not_rung(ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(_: Any) -> None:
+        raise RayError
+
+    monkeypatch.setattr(ray, "get", lost)
+    ray.rung = True
+    with interrupted_by(ray.bell):
+        work_for(0.1)
+
+
+@pytest.mark.parametrize("first", ["ring", "heard"])
+def test_who_asks_before_and_who_asks_after_hears_the_bell(first: str) -> None:
+    async def both() -> None:
+        bell = Bell()
+        if first == "ring":
+            await bell.ring()
+            await bell.heard()
+            return
+        listening = asyncio.ensure_future(bell.heard())
+        await asyncio.sleep(0.01)
+        assert not listening.done()
+        await bell.ring()
+        await listening
+
+    asyncio.run(asyncio.wait_for(both(), 60))
 
 
 def test_an_archive_takes_the_place_of_what_was_there(tmp_path: Path) -> None:

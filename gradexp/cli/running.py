@@ -29,6 +29,8 @@ def _say_how(outcome: Outcome, messages: Console) -> None:
         messages.print("this run was finished already; --fresh begins it anew", markup=False)
     elif outcome.resumed_from is not None:
         messages.print(f"this run went on from step {outcome.resumed_from}", markup=False)
+    elif outcome.begun_anew:
+        messages.print(f"this run began anew: {outcome.begun_anew}", markup=False)
 
 
 def print_results(run: RunDir, console: Console) -> None:

@@ -71,9 +71,10 @@ class Recording:
         self._epoch_sums: dict[int, list[float]] = state.get("epoch_sums", {})
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: how long each table is, and what is still to be written."""
+        """For a checkpoint: how long each table is, what it holds, what is still to be written."""
         return {
             "offsets": {name: writer.offset for name, writer in self._writers.items()},
+            "digests": {name: writer.digest for name, writer in self._writers.items()},
             "event": self.event,
             "waiting": [(one.step, one.values.tolist(), one.updated) for one in self._waiting],
             "epoch_sums": {epoch: list(sums) for epoch, sums in self._epoch_sums.items()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -72,6 +73,7 @@ class TableWriter:
             # Unbuffered: what could not be written must not be tried again when the file closes.
             self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
             self._file.truncate(offset)
+            self._digest = hashlib.file_digest(self._file, "sha256")
             self._file.seek(offset)
         except OSError as error:
             raise RunError(f"{path}: cannot be written: {error.strerror}") from error
@@ -98,7 +100,9 @@ class TableWriter:
         content = memoryview(text.encode())
         try:
             while content:  # one write may take only a part: a signal came, or the disk is full
-                content = content[self._file.write(content) :]
+                written = self._file.write(content)
+                self._digest.update(content[:written])
+                content = content[written:]
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}") from error
 
@@ -106,6 +110,11 @@ class TableWriter:
     def offset(self) -> int:
         """Bytes written so far, header included."""
         return self._file.tell()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all of them: whether they are still the same when a run goes on."""
+        return self._digest.hexdigest()
 
     def sync(self) -> None:
         """Wait until everything written has reached the disk."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import time
-import zipfile
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
+from gradexp.errors import RunError
 from gradexp.records import RunDir, write_atomically
 
 State = dict[str, Any]
-FORMAT = 3  # of what a checkpoint holds
+FORMAT = 4  # of what a checkpoint holds
+DIGEST_BYTES = 32  # SHA-256 of the rest comes first
 
 
 class Checkpoints:
@@ -37,7 +39,8 @@ class Checkpoints:
         # Into memory first: how far torch had come on a full disk need not be known.
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, "state": self.latest}, buffer)
-        write_atomically(self._path, buffer.getvalue())
+        archive = buffer.getvalue()
+        write_atomically(self._path, hashlib.sha256(archive).digest() + archive)
         self._saved_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -49,38 +52,46 @@ class Checkpoints:
 
 
 def load(run: RunDir, device: torch.device) -> State | None:
-    """The state of an interrupted run; None where there is none that this version can go on from.
+    """The state of an interrupted run; None where no checkpoint is.
 
-    A checkpoint or a table may be damaged, or be one of another version of gradexp.
+    Raises:
+        RunError: there is one from which nobody can go on, and why: it, a table or the manifest is
+            damaged, or it is of another version of gradexp.
     """
-    try:
-        if not _sums_are_right(run.checkpoint):
-            return None
-        saved: Any = torch.load(run.checkpoint, map_location=device, weights_only=True)
-    except torch.OutOfMemoryError:  # no damage, and no reason to begin anew
-        raise
-    except Exception:  # noqa: BLE001  damage takes any form
+    if not run.checkpoint.exists():
         return None
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-        return None
+    if run.status() is None:
+        raise RunError(f"{run.manifest.name} is missing or damaged")
+    saved = _read(run.checkpoint, device)
+    if saved["format"] != FORMAT:
+        raise RunError(f"{run.checkpoint.name} is of another version of gradexp")
     state: State = saved["state"]
-    if not _tables_reach(run, state["recording"]["offsets"]):
-        return None
+    _check_tables(run, state["recording"])
     # Random states belong on the CPU wherever the net is.
     state["learner"]["random"] = {k: v.cpu() for k, v in state["learner"]["random"].items()}
     return state
 
 
-def _sums_are_right(path: Path) -> bool:
-    """Whether each part of the archive is what was written: torch reads on over flipped bits."""
-    with zipfile.ZipFile(path) as parts:
-        return parts.testzip() is None
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    """What was saved, and no bit of it changed: torch itself reads on over flipped bits."""
+    try:
+        content = memoryview(path.read_bytes())
+    except OSError as error:
+        raise RunError(f"{path.name} cannot be read: {error.strerror}") from error
+    digest, archive = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+    if digest != hashlib.sha256(archive).digest():
+        raise RunError(f"{path.name} is damaged, or of another version of gradexp")
+    saved: dict[str, Any] = torch.load(io.BytesIO(archive), map_location=device, weights_only=True)
+    return saved
 
 
-def _tables_reach(run: RunDir, offsets: dict[str, int]) -> bool:
-    """Whether every table still holds the rows that were written before the checkpoint."""
-    sizes = {
-        name: path.stat().st_size if (path := run.table_path(name)).exists() else 0
-        for name in offsets
-    }
-    return all(sizes[name] >= offset for name, offset in offsets.items())
+def _check_tables(run: RunDir, recording: State) -> None:
+    """Every table must still hold what was written before the checkpoint."""
+    for name, digest in recording["digests"].items():
+        path = run.table_path(name)
+        try:
+            kept = path.read_bytes()[: recording["offsets"][name]]
+        except OSError as error:
+            raise RunError(f"{path.name} cannot be read: {error.strerror}") from error
+        if hashlib.sha256(kept).hexdigest() != digest:
+            raise RunError(f"{path.name} is not what it was at the checkpoint")

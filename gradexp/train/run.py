@@ -10,6 +10,7 @@ from typing import Any
 
 from gradexp.analysis import conclude, judge_again, load_rules, own_rules, take_rules
 from gradexp.config import Config, run_id, to_yaml
+from gradexp.errors import RunError
 from gradexp.imports import fingerprint
 from gradexp.recorder import Ending, Life, environment, write_layers
 from gradexp.records import RunDir, write_atomically
@@ -27,12 +28,13 @@ class Outcome:
     """What became of a run.
 
     `already_done`: an earlier call had finished it, nothing was computed. `resumed_from`: the step
-    of the checkpoint it went on from.
+    of the checkpoint it went on from. `begun_anew`: why an interrupted run could not go on.
     """
 
     run: RunDir
     already_done: bool = False
     resumed_from: int | None = None
+    begun_anew: str | None = None
 
 
 def run_dir(config: Config, parent: Path) -> RunDir:
@@ -80,7 +82,7 @@ def execute(
 def _carry_out(config: Config, run: RunDir, observer: Observer, seconds: float) -> Outcome:
     device = pick(config.device)
     make_repeatable(device)
-    state = checkpoint.load(run, device) if run.status() is not None else None
+    state, lost = _found(run, device)
     life = _begin(config, run, device, state)
     try:
         with life.on_record():
@@ -100,7 +102,15 @@ def _carry_out(config: Config, run: RunDir, observer: Observer, seconds: float) 
             life.manifest |= ending.status(done)
     finally:
         observer.closed()
-    return Outcome(run, resumed_from=state["step"] if state else None)
+    return Outcome(run, resumed_from=state["step"] if state else None, begun_anew=lost)
+
+
+def _found(run: RunDir, device: Any) -> tuple[checkpoint.State | None, str | None]:
+    """The state to go on from; where an earlier attempt left none that can be used, why."""
+    try:
+        return checkpoint.load(run, device), None
+    except RunError as error:
+        return None, str(error)
 
 
 def _begin(config: Config, run: RunDir, device: Any, state: Any) -> Life:
