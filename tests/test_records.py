@@ -365,9 +365,8 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_clearing_keeps_the_lock_that_is_held(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
-    (run.path / "folder").mkdir()
-    (run.path / "folder" / "file").write_text("x")
-    (run.path / "link").symlink_to(tmp_path)
+    run.checkpoint.mkdir()
+    (run.checkpoint / "file").write_text("x")
     with run.locked():
         inode = run.lock.stat().st_ino
         run.clear()
@@ -381,9 +380,11 @@ def test_clearing_keeps_the_lock_that_is_held(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_process_go_and_nothing_else(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     (tmp_path / ".summary.json.123.tmp").write_text("half")
-    (tmp_path / "notes.tmp").write_text("a user's")
+    theirs = ["notes.tmp", ".summary.json.old.tmp", ".notes.txt.123.tmp", "summary.json.123.tmp"]
+    for name in theirs:
+        (tmp_path / name).write_text("a user's")
     run.remove_leftovers()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "notes.tmp"]
+    assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", *theirs}
 
 
 def test_only_one_process_works_on_a_run(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from gradexp.imports import fingerprint
 from gradexp.records import Column, RunDir, is_locked, lock_file
 from gradexp.train import execute, run_dir
 from tests.conftest import TINY, StopAt
+from tests.nets import config_of
 
 # --- one directory -------------------------------------------------------------------------------
 
@@ -115,10 +116,25 @@ def test_a_lock_that_cannot_be_looked_at_counts_as_held(tmp_path: Path) -> None:
 def test_clearing_keeps_what_is_to_be_kept_here_and_only_here(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.make()
-    for name in ("parts.py", "rules.yaml", "steps.csv"):
+    for name in ("config.yaml", "rules.yaml", "steps.csv"):
         (run.path / name).write_text(name)
-    run.clear([run.path.resolve() / "parts.py", tmp_path / "rules.yaml"])
-    assert [path.name for path in run.path.iterdir()] == ["parts.py"]
+    run.clear([run.path.resolve() / "config.yaml", tmp_path / "rules.yaml"])
+    assert [path.name for path in run.path.iterdir()] == ["config.yaml"]
+
+
+def test_what_a_run_has_not_written_is_not_removed(tmp_path: Path) -> None:
+    outcome = execute(config_of("train.steps=3"), tmp_path)
+    run = outcome.run
+    (run.path / "notes").mkdir()
+    (run.path / "notes" / "why.txt").write_text("mine")
+    for name in ("README.md", ".hidden.tmp", ".notes.txt.12.tmp"):
+        (run.path / name).write_text("mine")
+    before = {path.name for path in run.path.iterdir()}
+    assert execute(config_of("train.steps=3"), tmp_path, fresh=True).resumed_from is None
+    assert {path.name for path in run.path.iterdir()} == before
+    run.clear()
+    left = [run.lock.name, "notes", "README.md", ".hidden.tmp", ".notes.txt.12.tmp"]
+    assert sorted(path.name for path in run.path.iterdir()) == sorted(left)
 
 
 def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
@@ -126,10 +142,35 @@ def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
     run.make()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "precious").write_text("x")
-    (run.path / "link").symlink_to(tmp_path / "data")
+    run.checkpoint.symlink_to(tmp_path / "data")
+    run.summary.symlink_to(tmp_path / "data" / "precious")
+    run.traceback.symlink_to(tmp_path / "nowhere")
     run.clear()
     assert list(run.path.iterdir()) == []
-    assert (tmp_path / "data" / "precious").exists()
+    assert (tmp_path / "data" / "precious").read_text() == "x"
+
+
+def test_behind_a_link_nothing_is_removed(tmp_path: Path) -> None:
+    config = config_of("train.steps=3")
+    run = run_dir(config, tmp_path / "runs")
+    run.path.parent.mkdir()
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "config.yaml").write_text("mine")
+    run.path.symlink_to(tmp_path / "project")
+    with pytest.raises(RunError, match="is a link, behind which nothing is removed"):
+        execute(config, run.path.parent)
+    assert (tmp_path / "project" / "config.yaml").read_text() == "mine"
+
+
+def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    config = config_of("train.steps=3")
+    run = run_dir(config, tmp_path / "runs")
+    run.path.mkdir(parents=True)
+    (tmp_path / "precious").write_text("x")
+    run.lock.symlink_to(tmp_path / "precious")
+    with pytest.raises(RunError, match=r"cannot be written: Too many levels of symbolic links"):
+        execute(config, run.path.parent)
+    assert (tmp_path / "precious").read_text() == "x"
 
 
 # --- what a run puts there -----------------------------------------------------------------------

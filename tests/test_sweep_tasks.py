@@ -473,19 +473,43 @@ def test_who_asks_before_and_who_asks_after_hears_the_bell(first: str) -> None:
     asyncio.run(asyncio.wait_for(both(), 60))
 
 
-def test_an_archive_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
-    there, new = tmp_path / "runs" / "run", tmp_path / "new"
-    for folder, name in [(there, "old"), (new, "fresh")]:
-        (folder / "deep").mkdir(parents=True)
-        (folder / "deep" / name).write_text(name)
-    unpack(packed(new), there)
-    assert [path.name for path in there.rglob("*")] == ["deep", "fresh"]
-    assert (there / "deep" / "fresh").read_text() == "fresh"
-    assert list(there.parent.iterdir()) == [there]
-    unpack(packed(new), there.with_name("another"))
+def test_an_archive_takes_the_place_of_what_the_run_had_written(tmp_path: Path) -> None:
+    there, new = RunDir(tmp_path / "runs" / "run"), RunDir(tmp_path / "new")
+    for run, status in [(there, "old"), (new, "fresh")]:
+        run.make()
+        run.write_manifest({"status": status})
+    there.checkpoint.write_text("old")
+    (there.path / "notes.txt").write_text("mine")
+    (new.path / "parts.py").write_text("fresh")
+    unpack(packed(new.path), there.path)
+    names = ["manifest.json", "notes.txt", "parts.py"]
+    assert sorted(path.name for path in there.path.iterdir()) == names
+    assert there.status() == "fresh"
+    assert list(there.path.parent.iterdir()) == [there.path]
+    unpack(packed(new.path), there.path.with_name("another"))
     (tmp_path / "nowhere").write_text("")
     with pytest.raises(RunError, match=r"nowhere.run: cannot be written: "):
-        unpack(packed(new), tmp_path / "nowhere" / "run")
+        unpack(packed(new.path), tmp_path / "nowhere" / "run")
+
+
+def test_a_run_that_was_not_brought_home_whole_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, new = RunDir(tmp_path / "runs" / "run"), RunDir(tmp_path / "new")
+    new.make()
+    for name in ("a.csv", "manifest.json", "z.csv"):
+        (new.path / name).write_text("{}")
+    moved: list[str] = []
+    replace = Path.replace
+
+    def noted(path: Path, target: Path) -> Path:
+        moved.append(path.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    unpack(packed(new.path), there.path)
+    assert sorted(moved) == ["a.csv", "manifest.json", "z.csv"]
+    assert moved[-1] == "manifest.json"
 
 
 def test_half_an_archive_of_a_killed_sweep_is_removed(tmp_path: Path, ray: FakeRay) -> None:
@@ -494,6 +518,29 @@ def test_half_an_archive_of_a_killed_sweep_is_removed(tmp_path: Path, ray: FakeR
     ray.answer = lambda _: left_by("finished")
     on_ray(plan_of(tmp_path), tmp_path / "out")
     assert not list(runs.glob(".*"))
+
+
+def test_half_written_files_of_a_killed_sweep_are_removed_and_no_others(
+    tmp_path: Path, ray: FakeRay
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("plan.csv", "runs.csv", "sweep.yaml", "rules.yaml", "notes.txt"):
+        (out / f".{name}.12.tmp").write_text("half")
+    ray.answer = lambda _: left_by("finished")
+    on_ray(plan_of(tmp_path), out)
+    assert [path.name for path in out.glob(".*.tmp")] == [".notes.txt.12.tmp"]
+
+
+def test_a_sweep_whose_lock_is_a_link_is_refused(tmp_path: Path, ray: FakeRay) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "precious").write_text("x")
+    (out / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(RunError, match=r"out: cannot be written: Too many levels"):
+        on_ray(plan_of(tmp_path), out)
+    assert (tmp_path / "precious").read_text() == "x"
+    assert ray.heard == []
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:99999"])

@@ -1,6 +1,13 @@
 """Run directories: the data dictionary, append-only writing and tolerant reading."""
 
-from gradexp.records.files import TableWriter, read_json, read_table, write_atomically, write_json
+from gradexp.records.files import (
+    TableWriter,
+    read_json,
+    read_table,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+)
 from gradexp.records.run_dir import (
     DIVERGED,
     DONE,
@@ -11,6 +18,7 @@ from gradexp.records.run_dir import (
     RunDir,
     is_locked,
     lock_file,
+    open_lock,
 )
 from gradexp.records.tables import TABLES, Column, Table, Value
 
@@ -29,8 +37,10 @@ __all__ = [
     "Value",
     "is_locked",
     "lock_file",
+    "open_lock",
     "read_json",
     "read_table",
+    "remove_leftovers",
     "write_atomically",
     "write_json",
 ]

@@ -7,7 +7,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise RunError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+LEFTOVER = re.compile(r"\.(.+)\.\d+\.tmp")  # what `write_atomically` calls its temporary files
+
+
+def remove_leftovers(folder: Path, names: Container[str]) -> None:
+    """Remove half-written copies of files of these names, which a killed process left."""
+    for path in folder.iterdir():
+        if (found := LEFTOVER.fullmatch(path.name)) and found[1] in names:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from gradexp.records.files import (
     empty_cells,
     read_json,
     read_table,
+    remove_leftovers,
     write_atomically,
     write_json,
 )
@@ -117,22 +119,50 @@ class RunDir:
             return self.status() in DONE and bool(self.read_summary())
         return False
 
+    def _written(self) -> list[Path]:
+        """All that a run writes under names of its own, the lock left out."""
+        tables = map(self.table_path, TABLES)
+        results = self.manifest, self.summary, self.evidence, self.traceback
+        return [self.config, self.rules, self.checkpoint, *results, *tables]
+
     def remove_leftovers(self) -> None:
         """Remove half-written files of a process that was killed."""
-        for file in self.path.glob(".*.tmp"):
-            file.unlink(missing_ok=True)
+        remove_leftovers(self.path, {path.name for path in self._written()})
 
     def clear(self, keep: Iterable[Path] = ()) -> None:
-        """Remove everything that a run wrote, but not the lock that is being held, nor `keep`."""
+        """Remove what a run wrote, but not the lock that is being held, nor `keep`.
+
+        What has another name is somebody else's, and what lies behind a link may be.
+
+        Raises:
+            RunError: the directory itself is a link.
+        """
+        if self.path.is_symlink():
+            raise RunError(f"{self.path}: is a link, behind which nothing is removed")
         here = self.path.resolve()
-        kept = {self.lock.name, *(path.name for path in keep if path.parent == here)}
-        for child in self.path.iterdir():
-            if child.name in kept:
+        kept = {path.name for path in keep if path.parent == here}
+        for path in self._written():
+            if path.name in kept:
                 continue
-            if child.is_dir() and not child.is_symlink():
-                shutil.rmtree(child)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
             else:
-                child.unlink()
+                path.unlink(missing_ok=True)
+        self.remove_leftovers()
+
+    def take_over(self, other: RunDir) -> None:
+        """Replace what this run wrote by what another attempt wrote, elsewhere on this disk.
+
+        The manifest comes last: whoever is killed before leaves a run that begins anew.
+
+        Raises:
+            RunError: this directory is a link.
+        """
+        self.make()
+        self.clear()
+        for path in sorted(other.path.iterdir(), key=lambda path: path == other.manifest):
+            path.replace(self.path / path.name)
+        other.path.rmdir()
 
     def in_use(self) -> bool:
         """Whether a process is working on the run; nothing is held or made."""
@@ -157,12 +187,20 @@ def is_locked(path: Path) -> bool:
     return False
 
 
+def open_lock(path: Path) -> IO[str]:
+    """A lock file to read and write, made where there is none; a link is an `OSError`.
+
+    It may lead to a file of somebody's, which is not gradexp's to write.
+    """
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
+
+
 @contextlib.contextmanager
 def lock_file(path: Path, refusal: str) -> Iterator[None]:
     """Hold a lock file alone, or raise a `RunError` with the words of `refusal`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        file = open_lock(path)
     except OSError as error:
         raise RunError(f"{path.parent}: cannot be written: {error.strerror}") from error
     with file:

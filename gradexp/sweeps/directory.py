@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from gradexp.errors import RunError
-from gradexp.records import RULES_FILE, RunDir, write_atomically
+from gradexp.records import RULES_FILE, RunDir, open_lock, remove_leftovers, write_atomically
 from gradexp.sweeps.plan import Plan
 
 PATIENCE_SECONDS = 20.0  # workers of a killed sweep hold its lock for a moment longer
@@ -54,12 +54,14 @@ class SweepDir:
         """
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
-            file = self.lock.open("a+")
+            file = open_lock(self.lock)
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written: {error.strerror}") from error
         with file:
             _wait_for_lock(file, self.path)
             _sign(file.fileno())
+            written = self.config, self.plan, self.table, self.rules
+            remove_leftovers(self.path, {path.name for path in written})
             yield file.fileno()
 
     def write_plan(self, plan: Plan) -> None:

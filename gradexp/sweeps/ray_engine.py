@@ -143,15 +143,13 @@ def packed(run: Path) -> bytes:
 
 
 def unpack(archive: bytes, target: Path) -> None:
-    """Put a run directory in its place as a whole; what an earlier attempt left there goes."""
+    """Put a run directory in its place; what an earlier attempt wrote there goes."""
     incoming = target.with_name(f".{target.name}{INCOMING}")
     shutil.rmtree(incoming, ignore_errors=True)
     try:
         with tarfile.open(fileobj=io.BytesIO(archive)) as content:
             content.extractall(incoming, filter="data")
-        if target.exists():
-            shutil.rmtree(target)
-        incoming.rename(target)
+        RunDir(target).take_over(RunDir(incoming))
     except OSError as error:
         raise RunError(f"{target}: cannot be written: {error.strerror}") from error
 
