@@ -101,7 +101,7 @@ def _sign(descriptor: int) -> None:
     """Leave this process's id in the lock; on a full disk the lock holds without it."""
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)  # whoever waited has read to its end
 
 
 def _holder_lives(file: IO[str]) -> bool:
