@@ -148,7 +148,6 @@ class RunDir:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        self.remove_leftovers()
 
     def take_over(self, other: RunDir) -> None:
         """Replace what this run wrote by what another attempt wrote, elsewhere on this disk.

@@ -37,8 +37,8 @@ QUEUED_PER_WORKER = 2  # tasks that wait in the cluster, so that no core is idle
 class Bell:
     """An actor that the sweep rings when its tasks are to stop, on whatever machine they are.
 
-    Ray's own way, to cancel a task, is not used for tasks at work: the interrupt may meet Ray's
-    code instead of the task's, and then the checkpoint does not come home.
+    Ray's own way, to cancel a task, does not say what its worker is doing when the interrupt comes;
+    the bell is heard only while a run is at work.
     """
 
     def __init__(self) -> None:
