@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -201,6 +202,7 @@ def test_a_write_that_takes_only_a_part_goes_on(
     monkeypatch.setattr(writer, "_file", Slow(writer._file))
     writer.append_text("12,a long name,0.25,\n")
     assert path.read_text() == HEADER + "12,a long name,0.25,\n"
+    assert writer.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def test_a_full_disk_is_an_error_of_ours(
