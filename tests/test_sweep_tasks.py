@@ -10,8 +10,8 @@ import logging
 import signal
 import socket
 import sys
-import tarfile
 import time
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -192,11 +192,9 @@ def left_by(status: str, **more: Any) -> bytes:
         b"".join(b', "%s": "%s"' % (k.encode(), v.encode()) for k, v in more.items()),
     )
     buffer = BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in [("manifest.json", manifest), ("summary.json", b'{"steps": 1}')]:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            archive.addfile(entry, BytesIO(content))
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("manifest.json", manifest)
+        archive.writestr("summary.json", b'{"steps": 1}')
     return buffer.getvalue()
 
 
@@ -490,6 +488,16 @@ def test_an_archive_takes_the_place_of_what_the_run_had_written(tmp_path: Path) 
     (tmp_path / "nowhere").write_text("")
     with pytest.raises(RunError, match=r"nowhere.run: cannot be written: "):
         unpack(packed(new.path), tmp_path / "nowhere" / "run")
+
+
+def test_an_archive_puts_nothing_outside_its_place(tmp_path: Path) -> None:
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("../../escaped", "x")
+        archive.writestr(str(tmp_path / "absolute"), "x")
+    unpack(buffer.getvalue(), tmp_path / "runs" / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
 
 
 def test_a_run_that_was_not_brought_home_whole_is_none(

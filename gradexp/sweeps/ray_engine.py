@@ -9,10 +9,10 @@ import io
 import logging
 import shutil
 import socket
-import tarfile
 import tempfile
 import threading
 import time
+import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -91,7 +91,7 @@ def carry_out_elsewhere(  # noqa: PLR0913, PLR0917  what travels to another mach
     begun: bytes | None,
     cpus: int,
 ) -> bytes:
-    """Carry out one cell in a folder of its own; returns its run directory as a tar archive.
+    """Carry out one cell in a folder of its own; returns its run directory as an archive.
 
     When the bell rings, that directory holds the checkpoint; nothing when there is none yet.
 
@@ -135,10 +135,15 @@ def carry_out_elsewhere(  # noqa: PLR0913, PLR0917  what travels to another mach
 
 
 def packed(run: Path) -> bytes:
-    """A run directory as a tar archive."""
+    """The files of a run directory as a zip archive: it can put none outside where it is unpacked.
+
+    For a tar archive that holds only from Python 3.11.4 on.
+    """
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
-        archive.add(run, arcname=".")
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for path in run.iterdir():
+            if path.is_file():
+                archive.write(path, path.name)
     return buffer.getvalue()
 
 
@@ -147,8 +152,8 @@ def unpack(archive: bytes, target: Path) -> None:
     incoming = target.with_name(f".{target.name}{INCOMING}")
     shutil.rmtree(incoming, ignore_errors=True)
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive)) as content:
-            content.extractall(incoming, filter="data")
+        with zipfile.ZipFile(io.BytesIO(archive)) as content:
+            content.extractall(incoming)
         RunDir(target).take_over(RunDir(incoming))
     except OSError as error:
         raise RunError(f"{target}: cannot be written: {error.strerror}") from error
